@@ -1,0 +1,39 @@
+# Every target makes the environment it needs in .venv, from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/.demo
+	$(BIN)/isostep race
+
+test: .venv/.dev .venv/.frameworks
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench: .venv/.dev .venv/.frameworks
+	$(BIN)/python -m benchmarks
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[cli]'
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/.frameworks: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[dev,frameworks]'
+	touch $@
+
+clean:
+	rm -rf .venv race race.png race.html

@@ -1,0 +1,5 @@
+"""`python -m isostep.cli` is the `isostep` command."""
+
+from isostep.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""`isostep diff RULE DIALECT_A DIALECT_B`: what differs between two spellings of one rule."""
+
+from typing import Annotated
+
+import typer
+
+from isostep.cli.console import fail, print_json
+
+
+def diff(
+    rule: Annotated[str, typer.Argument(help="Name of the rule, such as AdamW.")],
+    dialect_a: Annotated[str, typer.Argument(help="First dialect, such as torch.")],
+    dialect_b: Annotated[str, typer.Argument(help="Second dialect, such as keras.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what differs between two dialects of a rule: names, defaults, formulas, quirks.
+
+    For example:
+
+    - `isostep diff AdamW torch keras`
+
+    - `isostep diff RMSprop torch tf_keras --json`
+    """
+    from isostep import dialects
+
+    try:
+        difference = dialects.difference(rule, dialect_a, dialect_b)
+    except (KeyError, ValueError) as error:
+        fail(error.args[0] if error.args else error)
+    if as_json:
+        print_json([dict(zip(difference.columns, row, strict=True)) for row in difference.rows])
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{rule}: {dialect_a} and {dialect_b}")
+    for column in difference.columns:
+        table.add_column(column, overflow="fold")
+    for row in difference.rows:
+        table.add_row(*map(Text, row))
+    Console().print(table if difference.rows else "No difference.")

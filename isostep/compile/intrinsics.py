@@ -1,0 +1,170 @@
+"""The few operations of generated kernels that Numba does not spell: typed pointers at an address,
+half-precision conversions, and floating-point operations with exactly the freedom we allow.
+
+Only the compiler imports this module, and with it Numba; running a cached kernel needs neither.
+"""
+
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnusedParameter=false
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def _pointer(element):
+    @intrinsic
+    def pointer(typingctx, address):
+        """The address as a pointer to this element type; indexing it is not checked."""
+
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), codegen
+
+    return pointer
+
+
+int64_at = _pointer(types.int64)
+float64_at = _pointer(types.float64)
+float32_at = _pointer(types.float32)
+float16_at = _pointer(types.uint16)
+bfloat16_at = _pointer(types.uint16)
+
+
+def _stack(element, bits_type):
+    @intrinsic
+    def stack(typingctx, length):
+        """Room for `length` (a literal) elements on the stack, for the time of the call."""
+        if not isinstance(length, types.IntegerLiteral):
+            return None
+
+        def codegen(context, builder, signature, args):
+            size = ir.Constant(ir.IntType(64), length.literal_value)
+            return cgutils.alloca_once(builder, bits_type, size=size)
+
+        return types.CPointer(element)(length), codegen
+
+    return stack
+
+
+def _unary(name, argument, result, emit):
+    @intrinsic
+    def operation(typingctx, x):
+        def codegen(context, builder, signature, args):
+            return emit(builder, args[0])
+
+        return result(argument), codegen
+
+    operation.__name__ = name
+    return operation
+
+
+def _llvm(builder, name, value, *others):
+    suffix = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}[value.type]
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(value.type, [value.type] * (1 + len(others))),
+        f"llvm.{name}.{suffix}",
+    )
+    return builder.call(function, [value, *others])
+
+
+def _same_type(name, emit, operands):
+    """An operation whose operands and result have one floating type."""
+    if operands == 1:
+
+        @intrinsic
+        def operation(typingctx, x):
+            def codegen(context, builder, signature, args):
+                return emit(builder, *args)
+
+            return x(x), codegen
+
+    else:
+
+        @intrinsic
+        def operation(typingctx, x, y):
+            def codegen(context, builder, signature, args):
+                return emit(builder, *args)
+
+            return x(x, x), codegen
+
+    operation.__name__ = name
+    return operation
+
+
+def _isfinite(builder, x):
+    difference = builder.fsub(x, x)  # NaN for infinities and NaN, zero otherwise
+    finite = builder.fcmp_ordered("ord", difference, difference)
+    return builder.select(finite, ir.Constant(x.type, 1.0), ir.Constant(x.type, 0.0))
+
+
+def _sign(builder, x):
+    zero = ir.Constant(x.type, 0.0)
+    one = _llvm(builder, "copysign", ir.Constant(x.type, 1.0), x)
+    is_zero_or_nan = builder.fcmp_unordered("ueq", x, zero)
+    return builder.select(is_zero_or_nan, x, one)
+
+
+sqrt = _same_type("sqrt", lambda b, x: _llvm(b, "sqrt", x), 1)
+absolute = _same_type("absolute", lambda b, x: _llvm(b, "fabs", x), 1)
+sign = _same_type("sign", _sign, 1)
+isfinite = _same_type("isfinite", _isfinite, 1)
+# The NaN of either operand is the result, as in NumPy.
+maximum = _same_type("maximum", lambda b, x, y: _llvm(b, "maximum", x, y), 2)
+minimum = _same_type("minimum", lambda b, x, y: _llvm(b, "minimum", x, y), 2)
+# A sum may be taken in any order, so that it uses the vector unit; nothing else may.
+accumulate = _same_type("accumulate", lambda b, x, y: b.fadd(x, y, flags=("reassoc",)), 2)
+
+
+@intrinsic
+def select(typingctx, condition, x, y):
+    """`x` where `condition`, else `y`, without a branch."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return x(types.boolean, x, x), codegen
+
+
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
+
+
+def _from_bfloat16(builder, x):
+    wide = builder.shl(builder.zext(x, _I32), ir.Constant(_I32, 16))
+    return builder.bitcast(wide, _F32)
+
+
+def _to_bfloat16(builder, x):
+    """Round to nearest, ties to even; a NaN stays one."""
+    bits = builder.bitcast(x, _I32)
+    lowest = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    rounded = builder.add(bits, builder.add(lowest, ir.Constant(_I32, 0x7FFF)))
+    quiet = builder.or_(bits, ir.Constant(_I32, 0x00400000))
+    chosen = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
+    return builder.trunc(builder.lshr(chosen, ir.Constant(_I32, 16)), _I16)
+
+
+def _from_float16(builder, x):
+    return builder.fpext(builder.bitcast(x, ir.HalfType()), _F32)
+
+
+def _to_float16(builder, x):
+    return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _I16)
+
+
+from_bfloat16 = _unary("from_bfloat16", types.uint16, types.float32, _from_bfloat16)
+to_bfloat16 = _unary("to_bfloat16", types.float32, types.uint16, _to_bfloat16)
+from_float16 = _unary("from_float16", types.uint16, types.float32, _from_float16)
+to_float16 = _unary("to_float16", types.float32, types.uint16, _to_float16)
+widen = _unary("widen", types.float32, types.float64, lambda b, x: b.fpext(x, _F64))
+narrow = _unary("narrow", types.float64, types.float32, lambda b, x: b.fptrunc(x, _F32))
+
+float32_stack = _stack(types.float32, _F32)
+float64_stack = _stack(types.float64, _F64)

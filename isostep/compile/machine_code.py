@@ -1,0 +1,182 @@
+"""From generated source to a callable address: Numba once, then the cache.
+
+Numba turns source into LLVM code. Around each function goes an entry point with the signature that
+Numba's thread pools call, which switches flush-to-zero on and back. The machine code is kept in
+`cache`, and loading it needs llvmlite only: a warm start imports no Numba.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import linecache
+import platform
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from isostep.compile import cache
+
+_lock = threading.RLock()
+_engines: list[Any] = []  # owners of loaded code: it lives as long as the process
+compilations = 0
+"""How many kernels this process has compiled, as opposed to found in the cache."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Loaded machine code of one generated module.
+
+    Args:
+        source: the generated source.
+        addresses: the address of each function by name, with the signature
+            `void(char **args, size_t *counts, size_t *steps, void *context)`, where `args[0]`
+            points at the first and the end chunk.
+        compiled: whether this process compiled it (else it came from the cache).
+    """
+
+    source: str
+    addresses: dict[str, int]
+    compiled: bool
+
+
+@functools.cache
+def build(source: str) -> Kernel:
+    """The machine code of `source`, from memory, disk or compiler."""
+    with _lock:
+        return _build(source)
+
+
+def _build(source: str) -> Kernel:
+    global compilations
+    name = cache.key(source, _environment())
+    functions = [n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    entries = {function: f"isostep_{name}_{function}" for function in functions}
+    code = cache.load(name)
+    compiled = code is None
+    if code is None:
+        code = _compile(source, entries)
+        compilations += 1
+        cache.save(name, code, source)
+    engine = _load(code)
+    addresses = {f: engine.get_function_address(entry) for f, entry in entries.items()}
+    return Kernel(source, addresses, compiled)
+
+
+@functools.cache
+def _environment() -> str:
+    """Everything besides the source that decides what machine code comes out."""
+    here = Path(__file__).parent
+    texts = [(here / file).read_text() for file in ("intrinsics.py", "machine_code.py")]
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("numba", "llvmlite")]
+    cpu = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
+    return "\n".join([*texts, *versions, *cpu, platform.machine(), platform.system()])
+
+
+@functools.cache
+def _target() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+
+
+def _load(code: bytes) -> Any:
+    target = _target()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return engine
+
+
+def _compile(source: str, entries: dict[str, str]) -> bytes:
+    from numba import njit, types
+
+    filename = f"<isostep {cache.key(source)}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    scope: dict[str, Any] = {"__name__": "isostep_kernel"}
+    exec(compile(source, filename, "exec"), scope)
+    target = _target()
+    module = None
+    for function, entry in entries.items():
+        python = scope[function]
+        assert isinstance(python, FunctionType)
+        # error_model: a checked division would keep loops from the vector unit.
+        dispatcher: Any = njit(
+            types.void(types.int64, types.int64, types.int64),
+            error_model="numpy",
+            fastmath={"contract"},
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+        )(python)
+        (signature,) = dispatcher.signatures
+        text = dispatcher.inspect_llvm(signature)
+        inner = dispatcher.overloads[signature].fndesc.llvm_func_name
+        part = llvm.parse_assembly(text + _entry_point(entry, inner))
+        part.verify()
+        if module is None:
+            module = part
+        else:
+            module.link_in(part)
+    return target.emit_object(module)
+
+
+_FLUSH = {
+    # MXCSR: flush-to-zero is bit 15, denormals-are-zero bit 6
+    "x86_64": (
+        """
+  %word = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %word)
+  %before = load i32, ptr %word
+  %flushing = or i32 %before, 32832
+  store i32 %flushing, ptr %word
+  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+""",
+        """
+  store i32 %before, ptr %word
+  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+""",
+    ),
+    # FPCR: flush-to-zero is bit 24
+    "aarch64": (
+        """
+  %before = call i64 asm sideeffect "mrs $0, fpcr", "=r"()
+  %flushing = or i64 %before, 16777216
+  call void asm sideeffect "msr fpcr, $0", "r"(i64 %flushing)
+""",
+        """
+  call void asm sideeffect "msr fpcr, $0", "r"(i64 %before)
+""",
+    ),
+}
+_FLUSH["AMD64"] = _FLUSH["x86_64"]
+_FLUSH["arm64"] = _FLUSH["aarch64"]
+
+
+def _entry_point(entry: str, inner: str) -> str:
+    before, after = _FLUSH.get(platform.machine(), ("", ""))
+    return f"""
+define void @{entry}(ptr %args, ptr %counts, ptr %steps, ptr %context) {{
+  %bounds = load ptr, ptr %args
+  %low = load i64, ptr %bounds
+  %second = getelementptr i64, ptr %bounds, i64 1
+  %high = load i64, ptr %second
+  %nothing = alloca ptr
+  %trouble = alloca ptr
+  %address = ptrtoint ptr %context to i64
+{before}
+  %status = call i32 @"{inner}"(ptr %nothing, ptr %trouble, i64 %low, i64 %high, i64 %address) noinline
+{after}
+  ret void
+}}
+"""

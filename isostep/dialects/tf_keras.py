@@ -1,0 +1,88 @@
+"""How tf_keras (Keras 2) spells the rules: what differs from Keras 3, over `dialects/keras.py`.
+
+Source: tf_keras 2.21, `tf_keras/src/optimizers/*.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isostep.dialects import keras
+from isostep.dialects.base import Averaging, Dialect
+
+_ADAM_SLOTS = {"exp_avg": "m", "exp_avg_sq": "v", "max_exp_avg_sq": "vhat"}
+_POWERS = (
+    "tf_keras-adam-powers-in-variable-dtype: the powers of the betas are computed in the dtype of "
+    "the variable, so one minus them loses digits at small t",
+)
+
+SGD = replace(
+    keras.SGD,
+    slots={"momentum_buffer": "m"},
+    quirks=("tf_keras-sgd-always-keeps-m: the slot m exists, and holds -lr*g, without momentum",),
+)
+
+RMSPROP = replace(
+    keras.RMSPROP,
+    average_every=100,
+    quirks=(
+        "tf_keras-rmsprop-overwrites-every-100: ema_overwrite_frequency is 100 by default here "
+        "and None in every other class",
+    ),
+)
+
+ADAM = replace(
+    keras.ADAM,
+    names={**keras.ADAM.names, "eps_hat": "adaptive_epsilon"},
+    defaults={**keras.ADAM.defaults, "eps_hat": False},
+    negated=("eps_hat",),
+    fixed={"max_of_corrected": False},
+    slots=_ADAM_SLOTS,
+    formula=f"{keras.ADAM.formula} (adaptive_epsilon: sqrt(v) + eps*sqrt(1-b2^t))",
+    quirks=(
+        *_POWERS,
+        "tf_keras-adam-config-drops-adaptive-epsilon: get_config leaves out adaptive_epsilon, so "
+        "a reloaded optimizer has False",
+    ),
+)
+
+ADAMW = replace(keras.ADAMW, slots=_ADAM_SLOTS, quirks=_POWERS)
+
+ADAFACTOR = replace(
+    keras.ADAFACTOR,
+    slots={"row": "r", "column": "c", "exp_avg_sq": "v"},
+    quirks=tuple(quirk.replace("keras-", "tf_keras-", 1) for quirk in keras.ADAFACTOR.quirks),
+)
+
+DIALECT = Dialect(
+    name="tf_keras",
+    spellings={
+        spelling.rule: spelling
+        for spelling in (SGD, keras.ADAGRAD, RMSPROP, keras.ADADELTA, ADAM, ADAMW, ADAFACTOR)
+    },
+    clip_formulas=keras.DIALECT.clip_formulas,
+    inf_norm_is_nan=keras.DIALECT.inf_norm_is_nan,
+    averaging=Averaging(
+        momentum=0.99,
+        start="initial",
+        formula="a = momentum*a + (1-momentum)*p, of the variables that had a gradient",
+        without_gradient=False,
+    ),
+    steps_per="optimizer",
+    other_arguments=(
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "use_ema",
+        "ema_momentum",
+        "ema_overwrite_frequency",
+        "jit_compile",
+        "name",
+        "kwargs",
+    ),
+    quirks=(
+        *(quirk.replace("keras-", "tf_keras-", 1) for quirk in keras.DIALECT.quirks),
+        "tf_keras-clipvalue-beside-norm-is-ignored: clipnorm comes first, then global_clipnorm, "
+        "then clipvalue; only one of them acts",
+    ),
+)

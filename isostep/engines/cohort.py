@@ -1,0 +1,197 @@
+"""What engines work on: tensors that share one kernel, and the passes that step them together.
+
+A cohort is all tensors with the same recipe, the same dtypes and the same layout. `execute` takes
+several cohorts through their passes in step: after each pass the sums are combined over chunks,
+tensors and cohorts, and the scalars of the next pass are computed, in float64 on the host. Sums over
+tensors are exact before rounding, so their order does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isostep.compile.layout import Layout, Shape3
+from isostep.compile.numba_source import Array, compute_dtype
+from isostep.compile.schedule import Pass, Schedule
+from isostep.compile.trace import Symbol
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Cohort:
+    """Tensors that share one kernel.
+
+    Args:
+        schedule: the passes.
+        arrays: the names and dtypes of each tensor's arrays, in the order of `tensors`' columns.
+        layout: how elements are walked.
+        shapes: each tensor as (batch, rows, columns).
+        members: for each tensor its place in the optimizer.
+        title: what the kernel does, for people.
+    """
+
+    schedule: Schedule
+    arrays: list[Array]
+    layout: Layout
+    shapes: list[Shape3]
+    members: NDArray[np.intp]
+    title: str
+    sizes: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = np.array([math.prod(s) for s in self.shapes], dtype=np.float64)
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "float64"]:
+        """The dtype of the arithmetic: float64 for float64 parameters, float32 for all others."""
+        return compute_dtype(self.arrays)
+
+    def column(self, name: str) -> int:
+        """The place of array `name` among `arrays`."""
+        return next(k for k, a in enumerate(self.arrays) if a.name == name)
+
+
+class Runner(Protocol):
+    """A cohort made ready by an engine."""
+
+    cohort: Cohort
+
+    def run(self, number: int, scalars: list[Any]) -> list[Floats]:
+        """Run pass `number` and return its sums per tensor, in the order of `tensor_sums`."""
+        ...
+
+
+_HOST: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "sign": np.sign,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "where": np.where,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "isfinite": lambda x: np.isfinite(x).astype(np.float64),
+    "after": lambda x, decided: x,
+}
+
+
+@dataclass
+class Outcome:
+    """What is known of a step when it has run, or was stopped.
+
+    Args:
+        blocked: the number of non-finite gradient elements that stopped it; 0 if it ran.
+        statistics: for each cohort the sums per tensor by name.
+    """
+
+    blocked: int
+    statistics: list[dict[str, Floats]]
+
+
+class _Values:
+    """The host's side of one cohort: values per tensor and per step, as they become known."""
+
+    def __init__(self, cohort: Cohort, coefficients: dict[str, Any]) -> None:
+        self.cohort = cohort
+        self.known: dict[int, Any] = {}
+        self.waiting: list[Symbol] = []
+        self.step_sums: list[Symbol] = []
+        for node in cohort.schedule.host:
+            if node.op == "constant":
+                self.known[node.index] = node.value
+            elif node.op == "input":
+                self.known[node.index] = coefficients[node.name]
+            else:
+                self.waiting.append(node)
+
+    def advance(self) -> None:
+        """Compute everything whose operands are known."""
+        rest: list[Symbol] = []
+        for node in self.waiting:
+            if node.op in ("sum", "mean") or any(a.index not in self.known for a in node.args):
+                rest.append(node)
+            else:
+                operands = (self.known[a.index] for a in node.args)
+                self.known[node.index] = _HOST[node.op](*operands)
+        self.waiting = rest
+
+    def receive(self, step: Pass, sums: Sequence[Floats]) -> None:
+        for node, total in zip(step.tensor_sums, sums, strict=True):
+            self.known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
+
+    def ready_step_sums(self) -> list[Symbol]:
+        return [
+            n for n in self.waiting if n.domain == "step" and n.op == "sum"
+            and n.args[0].index in self.known and n.index not in self.known
+        ]
+
+
+def execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
+    """Take all cohorts through their passes.
+
+    Args:
+        runners: the cohorts.
+        coefficients: for each cohort its coefficients by name, each an array over its tensors or a
+            number.
+
+    Returns:
+        The outcome. If a non-finite gradient stops the step, no array has been written.
+    """
+    with np.errstate(all="ignore"):  # infinities and NaN are part of what is computed
+        return _execute(runners, coefficients)
+
+
+def _execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
+    values = [_Values(r.cohort, c) for r, c in zip(runners, coefficients, strict=True)]
+    for number in range(max((len(r.cohort.schedule.passes) for r in runners), default=0)):
+        for runner, value in zip(runners, values, strict=True):
+            if number < len(runner.cohort.schedule.passes):
+                step = runner.cohort.schedule.passes[number]
+                value.advance()
+                sums = runner.run(number, [value.known[s.index] for s in step.scalars])
+                value.receive(step, sums)
+        _combine(values)
+        blocked = sum(_blocked(v) for v in values[:1])
+        if number == 0 and blocked:
+            return Outcome(blocked, [_statistics(v) for v in values])
+    return Outcome(0, [_statistics(v) for v in values])
+
+
+def _combine(values: list[_Values]) -> None:
+    """Sums over all tensors: the n-th such sum of every cohort is one and the same."""
+    ready = [v.ready_step_sums() for v in values]
+    for same in zip(*ready, strict=True):
+        terms = (v.known[n.args[0].index] for v, n in zip(values, same, strict=True))
+        total = _exact_sum(np.concatenate([np.atleast_1d(t) for t in terms]))
+        for value, node in zip(values, same, strict=True):
+            value.known[node.index] = total
+    for value, nodes in zip(values, ready, strict=True):
+        value.waiting = [n for n in value.waiting if n not in nodes]
+
+
+def _exact_sum(terms: Floats) -> float:
+    if np.isfinite(terms).all():
+        return math.fsum(terms)
+    return float(terms.sum())  # fsum refuses infinities of both signs and overflow
+
+
+def _blocked(values: _Values) -> int:
+    node = values.cohort.schedule.blocked
+    return 0 if node is None else int(values.known.get(node.index, 0))
+
+
+def _statistics(values: _Values) -> dict[str, Floats]:
+    found = values.cohort.schedule.statistics
+    return {n: values.known[s.index] for n, s in found.items() if s.index in values.known}

@@ -1,0 +1,84 @@
+"""One parameter as the engines see it: dense arrays in the order (batch, rows, columns).
+
+An array whose memory already runs in that order is used where it lies; any other is copied to a
+dense stage before a step and back after it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isostep.compile.layout import Layout, Shape3, layout_of
+from isostep.rules.base import Domain
+
+AnyArray = NDArray[Any]
+
+
+@dataclass
+class Leaf:
+    """A parameter, how its axes are ordered in memory, and its arrays.
+
+    Args:
+        name: the parameter's name.
+        array: the user's array.
+        group: index of its group of hyperparameters.
+        factored_axes: the row and column axis, if the rule keeps factors for it.
+    """
+
+    name: str
+    array: AnyArray
+    group: int
+    factored_axes: tuple[int, int] | None
+    arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
+    order: tuple[int, ...] = field(init=False)
+    in_order: bool = field(init=False)
+    staged: bool = field(init=False)
+    shape3: Shape3 = field(init=False)
+    layout: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = self._axis_order()
+        self.in_order = self.order == tuple(range(self.array.ndim))
+        self.staged = not self.array.transpose(self.order).flags.c_contiguous
+        self.shape3 = self._shape3()
+        self.layout = layout_of(self.shape3, self.factored_axes is not None)
+
+    def _axis_order(self) -> tuple[int, ...]:
+        axes = range(self.array.ndim)
+        if self.factored_axes is not None:
+            return tuple([a for a in axes if a not in self.factored_axes] + list(self.factored_axes))
+        # Without rows and columns any order of memory will do.
+        return tuple(sorted(axes, key=lambda axis: -self.array.strides[axis]))
+
+    def _shape3(self) -> Shape3:
+        if self.factored_axes is None:
+            return (1, 1, self.array.size)
+        rows, columns = (self.array.shape[axis] for axis in self.factored_axes)
+        return (self.array.size // max(1, rows * columns), rows, columns)
+
+    def dense(self, array: AnyArray) -> AnyArray:
+        """`array` (of the parameter's shape) flat, in this leaf's order; a copy if need be."""
+        return np.ascontiguousarray(array.transpose(self.order)).reshape(-1)
+
+    def _kept_axes(self, per: Domain) -> list[int]:
+        drop = {"element": None, "row": -1, "column": -2}[per]
+        return [a for k, a in enumerate(self.order) if drop is None or k != len(self.order) + drop]
+
+    def slot_shape(self, per: Domain) -> tuple[int, ...]:
+        """The shape of a slot as users see it: the parameter's, without what it is reduced over."""
+        return tuple(self.array.shape[axis] for axis in sorted(self._kept_axes(per)))
+
+    def view(self, dense: AnyArray, per: Domain = "element") -> AnyArray:
+        """A dense array of this leaf, seen with the axes in the user's order."""
+        kept = self._kept_axes(per)
+        back = np.argsort(kept, kind="stable")
+        return dense.reshape([self.array.shape[axis] for axis in kept]).transpose(back)
+
+    def new_slot(self, per: Domain, value: float, dtype: Any) -> AnyArray:
+        """A dense array for a slot, filled with `value`."""
+        return np.full(math.prod(self.slot_shape(per)), value, dtype=dtype)

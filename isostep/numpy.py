@@ -1,0 +1,630 @@
+"""The NumPy front-end: optimizers over dicts and lists of arrays, updated in place."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isostep import dialects, rules
+from isostep.engines.cohort import Runner
+from isostep.engines.leaf import AnyArray, Leaf
+from isostep.engines.native import NativeRunner
+from isostep.errors import (
+    GradientError,
+    HyperparameterError,
+    ParameterError,
+    StateError,
+    UnknownNameError,
+    nearest,
+)
+from isostep.groups import Group, as_groups, assign
+from isostep.names import flatten
+from isostep.plan import Plan
+from isostep.recipe import EMA, NONFINITE, Clip
+from isostep.report import Report
+from isostep.rules.base import Rule
+from isostep.stepper import Engine, HyperGroup, Options, Stepper, as_dtype
+
+STATE_FORMAT = 1
+DEFAULT_GROUP = "(default)"
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+class Optimizer:
+    """Steps NumPy arrays in place by one rule.
+
+    Args:
+        rule: a rule or its name (`"AdamW"`, or one of your own that was registered).
+        params: arrays in (nested) dicts and lists; their names are the dotted paths. float64,
+            float32, float16 or bfloat16 (ml_dtypes), of any shape and strides, in any mixture.
+        dialect: whose defaults, formulas and argument names: `"torch"`, `"keras"`, `"tf_keras"`,
+            `"paddle"` or `"optax"`.
+        groups: ordered `Group(pattern, **hyperparameters)` or dicts with `match`; the first
+            pattern that matches a name gives it these hyperparameters.
+        clip: `Clip(value=...)`, `Clip(norm=...)` per tensor, or `Clip(global_norm=...)`.
+        ema: an `EMA`, or its momentum; see `averaged_params`.
+        maximize: ascend instead of descend.
+        decay: `"coupled"` adds weight decay to the gradient, `"decoupled"` shrinks the parameter;
+            None is the dialect's way.
+        nonfinite: what an infinite or NaN gradient does: `"propagate"`, `"skip"` or `"raise"`.
+        master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
+        state_dtype: dtype of the element-wise slots, one for all or a dict by slot name.
+        report: `step` returns norms and non-finite counts, measured in the same pass.
+        engine: `"native"` (generated kernels) or `"array"` (NumPy, the check of the other).
+        **hyperparameters: those of the rule, under its own names or the dialect's; each a number
+            or a callable of the step count (0 at the first step).
+
+    Raises:
+        UnknownNameError: an unknown rule, dialect, hyperparameter, or a group that matches nothing.
+        HyperparameterError: a value out of its range.
+        ParameterError: an array that cannot be stepped: read-only, of a wrong dtype, given twice,
+            or overlapping another.
+    """
+
+    def __init__(
+        self,
+        rule: str | Rule,
+        params: Any,
+        *,
+        dialect: str = "torch",
+        groups: Sequence[Group | Mapping[str, Any]] = (),
+        clip: Clip | None = None,
+        ema: EMA | float | None = None,
+        maximize: bool = False,
+        decay: Literal["coupled", "decoupled"] | None = None,
+        nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        master_weights: bool = False,
+        state_dtype: str | dict[str, str] | None = None,
+        report: bool = False,
+        engine: Engine = "native",
+        **hyperparameters: Any,
+    ) -> None:
+        self.rule = rules.get(rule)
+        self._dialect = dialects.get(dialect)
+        self._spelling = dialects.spelling_of(self._dialect, self.rule)
+        arrays = _checked_params(flatten(params))
+        _one_of("decay", decay, ("coupled", "decoupled", None))
+        _one_of("nonfinite", nonfinite, NONFINITE)
+        _one_of("engine", engine, ("native", "array"))
+        if clip is not None and not isinstance(clip, Clip):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise HyperparameterError(
+                f"clip={clip!r} is not a Clip: write Clip(global_norm=...), Clip(norm=...) or "
+                f"Clip(value=...)"
+            )
+        if ema is not None and not isinstance(ema, EMA):
+            ema = EMA(momentum=ema, start=self._dialect.ema_start)
+        options = Options(
+            clip=clip,
+            ema=ema,
+            maximize=maximize,
+            decay=decay,
+            nonfinite=nonfinite,
+            unscale=True,
+            master_weights=master_weights,
+            state_dtype=self._checked_state_dtype(state_dtype),
+            report=report,
+        )
+        named = as_groups(groups)
+        assigned = assign(list(arrays), named)
+        hyper = [
+            HyperGroup(", ".join(g.patterns), self._resolve(hyperparameters | g.hyperparameters))
+            for g in named
+        ]
+        hyper.append(HyperGroup(DEFAULT_GROUP, self._resolve(hyperparameters)))
+        membership = [len(named) if k < 0 else k for k in assigned]
+        self._stepper = Stepper(
+            self.rule,
+            self._dialect,
+            self._spelling,
+            arrays,
+            hyper,
+            membership,
+            options,
+            engine,
+        )
+        self._names = [leaf.name for leaf in self._stepper.leaves]
+        self._known = frozenset(self._names)
+        self._gradients = _Gradients(self._stepper.leaves)
+        self._last: list[Runner] = []
+
+    # -- stepping --------------------------------------------------------------------------------
+
+    def step(self, grads: Any, *, loss_scale: float = 1.0) -> Report | None:
+        """Update all parameters in place.
+
+        Args:
+            grads: gradients, nested or named as the parameters are; of the parameter's shape and
+                any of the four dtypes; never written to. None leaves that parameter untouched.
+            loss_scale: what the gradients are divided by, a positive number.
+
+        Returns:
+            The report if the optimizer was made with `report=True`, else None.
+
+        Raises:
+            GradientError: a gradient is missing, of no known name, of the wrong shape or dtype,
+                or not finite under `nonfinite="raise"`. Nothing has been changed.
+        """
+        if not loss_scale > 0:
+            raise HyperparameterError(f"loss_scale={loss_scale!r} must be greater than 0")
+        named = self._by_name(grads)
+        dtypes = self._gradients.collect(named)
+        staged = [leaf for leaf in self._stepper.leaves if leaf.staged]
+        try:
+            for leaf in staged:
+                leaf.arrays[_own(leaf)][...] = leaf.dense(leaf.array)
+            report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
+            self._last = self._stepper.prepare(dtypes).runners
+            for leaf in staged:
+                leaf.array[...] = leaf.view(leaf.arrays[_own(leaf)])
+        finally:
+            self._gradients.release()
+        return report
+
+    def _by_name(self, grads: Any) -> dict[str, Any]:
+        flat = isinstance(grads, dict) and self._known == cast(dict[Any, Any], grads).keys()
+        named: dict[str, Any] = cast(dict[str, Any], grads) if flat else flatten(grads, "grads")
+        if named.keys() != self._known:
+            missing = [n for n in self._names if n not in named]
+            extra = [n for n in named if n not in self._known]
+            if extra:
+                raise GradientError(
+                    f"no parameter is named {extra[0]!r}{nearest(extra[0], missing or self._names)}"
+                    f" ({len(extra)} gradient(s) without a parameter; nothing was changed)"
+                )
+            raise GradientError(
+                f"no gradient for {', '.join(map(repr, missing[:5]))}"
+                f"{' and others' if len(missing) > 5 else ''}: give None for a parameter that "
+                f"should stay as it is (nothing was changed)"
+            )
+        return named
+
+    # -- averages --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged_params(self) -> Generator[None]:
+        """The parameters hold their moving averages inside this context, and are put back after it,
+        also when it is left by an exception.
+
+        Raises:
+            HyperparameterError: the optimizer was made without `ema`.
+        """
+        if self._stepper.options.ema is None:
+            raise HyperparameterError("there are no averages: make the optimizer with ema=...")
+        kept = [leaf.array.copy() for leaf in self._stepper.leaves]
+        try:
+            for leaf in self._stepper.leaves:
+                leaf.array[...] = leaf.view(leaf.arrays["average"]).astype(leaf.array.dtype)
+            yield
+        finally:
+            for leaf, array in zip(self._stepper.leaves, kept, strict=True):
+                leaf.array[...] = array
+
+    # -- hyperparameters -------------------------------------------------------------------------
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate of the default group: a number or a schedule. Can be set."""
+        return self._stepper.groups[-1].values["lr"]
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        self.set(lr=value)
+
+    def set(self, group: str | None = None, /, **hyperparameters: Any) -> None:
+        """Change hyperparameters from the next step on.
+
+        Args:
+            group: a group's pattern; None changes all groups.
+            **hyperparameters: numbers or callables; what selects code (flags, choices, and whether
+                momentum or decay is used at all) is fixed when the optimizer is made.
+
+        Raises:
+            UnknownNameError: an unknown group or hyperparameter.
+            HyperparameterError: a value out of range, or one that selects code.
+        """
+        known = [g.name for g in self._stepper.groups]
+        if group is not None and group not in known:
+            raise UnknownNameError(f"there is no group {group!r}{nearest(group, known)}")
+        changed: list[tuple[HyperGroup, dict[str, Any]]] = []
+        for g in self._stepper.groups:
+            if group is None or g.name == group:
+                fixed = {k: v for k, v in g.values.items() if k not in hyperparameters}
+                values = self._resolve(fixed | hyperparameters)
+                self._refuse_new_code(g, values)
+                changed.append((g, values))
+        for g, values in changed:
+            g.values.update(values)
+
+    def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
+        before, after = (
+            HyperGroup("", v).values for v in (group.values, values)
+        )
+        static = {h.name for h in self.rule.hyperparameters if h.static}
+        switch = [k for k in before if k in static and before[k] != after[k]]
+        switch += [
+            k
+            for k in before
+            if k not in static and k != "lr" and _off(before[k]) != _off(after[k])
+        ]
+        if switch:
+            raise HyperparameterError(
+                f"{switch[0]} selects what code runs and which slots exist: it cannot go from "
+                f"{before[switch[0]]!r} to {after[switch[0]]!r} in a live optimizer; make a new one"
+            )
+
+    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self._spelling.resolve(self.rule, given)
+
+    def _checked_state_dtype(self, asked: Any) -> Any:
+        named = cast(dict[str, str], asked) if isinstance(asked, dict) else {"": asked}
+        slots = [s.name for s in self.rule.slots]
+        for slot, dtype in named.items():
+            if slot and slot not in slots:
+                raise UnknownNameError(
+                    f"state_dtype: {self.rule.name} has no slot {slot!r}{nearest(slot, slots)}"
+                )
+            if dtype is not None and str(dtype) not in _DTYPES:
+                raise HyperparameterError(
+                    f"state_dtype={dtype!r} is not supported: use one of {', '.join(_DTYPES)}"
+                )
+        return cast(Any, asked)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    @property
+    def iteration(self) -> int:
+        """How many steps were completed; skipped ones do not count."""
+        return self._stepper.iteration
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped for a non-finite gradient."""
+        return self._stepper.skipped
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all slots, averages and master copies."""
+        return self._stepper.state_bytes
+
+    def slots(self, name: str) -> dict[str, AnyArray]:
+        """The arrays kept for parameter `name`: live views, in the parameter's axis order.
+
+        Raises:
+            UnknownNameError: no parameter has this name.
+        """
+        if name not in self._known:
+            raise UnknownNameError(f"no parameter is named {name!r}{nearest(name, self._names)}")
+        leaf = self._stepper.leaves[self._names.index(name)]
+        kept = self._stepper.kept(leaf)
+        return {slot: leaf.view(array, self._stepper.per(slot)) for slot, array in kept.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, by parameter name; arrays are copies.
+
+        Schedules are not part of it: they are code. Parameters are not part of it either.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "rule": self.rule.name,
+            "dialect": self._dialect.name,
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+            "groups": {
+                g.name: {k: v for k, v in g.values.items() if not callable(v)}
+                for g in self._stepper.groups
+            },
+            "parameters": {
+                name: {
+                    "step": int(count),
+                    "slots": {slot: np.array(a) for slot, a in self.slots(name).items()},
+                }
+                for name, count in zip(self._names, self._stepper.steps, strict=True)
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`. Hyperparameters stay as this optimizer was made with.
+
+        The dtypes of the slots stay; values are converted to them.
+
+        Raises:
+            StateError: it is of another rule or format, or its parameters, slots or shapes are not
+                this optimizer's. Nothing has been changed.
+        """
+        entries = self._checked_state(state)
+        for name, entry in entries.items():
+            for slot, array in self.slots(name).items():
+                array[...] = np.asarray(entry["slots"][slot]).astype(array.dtype)
+        self._stepper.steps[:] = [int(entries[name]["step"]) for name in self._names]
+        self._stepper.iteration = int(state["iteration"])
+        self._stepper.skipped = int(state.get("skipped", 0))
+
+    def _checked_state(self, state: Any) -> dict[str, Any]:
+        if not isinstance(state, Mapping) or "parameters" not in state:
+            raise StateError("this is no state of an optimizer: it has no 'parameters'")
+        state = cast(Mapping[str, Any], state)
+        if state.get("format") != STATE_FORMAT:
+            raise StateError(f"format {state.get('format')!r} is unknown: expected {STATE_FORMAT}")
+        if state.get("rule") != self.rule.name:
+            raise StateError(
+                f"this is the state of {state.get('rule')!r}, and the optimizer is "
+                f"{self.rule.name!r}: make one of that rule to load it"
+            )
+        entries: dict[str, Any] = dict(state["parameters"])
+        missing = [n for n in self._names if n not in entries]
+        extra = [n for n in entries if n not in self._known]
+        if missing or extra:
+            raise StateError(
+                f"the parameters differ: missing {missing[:3]}, unknown {extra[:3]}"
+                f"{nearest(extra[0], missing) if extra and missing else ''}"
+            )
+        for name in self._names:
+            self._check_entry(name, entries[name])
+        return entries
+
+    def _check_entry(self, name: str, entry: Mapping[str, Any]) -> None:
+        live, saved = self.slots(name), entry["slots"]
+        if live.keys() != saved.keys():
+            raise StateError(
+                f"{name!r} has slots {sorted(live)}, and its saved state {sorted(saved)}: "
+                f"make the optimizer with the options it was saved with"
+            )
+        for slot, array in live.items():
+            if np.shape(saved[slot]) != array.shape:
+                raise StateError(
+                    f"{name!r}: {slot} has shape {array.shape}, and the saved one "
+                    f"{np.shape(saved[slot])}"
+                )
+
+    # -- looking in ------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """What a step will do: groups, slots, bytes and kernels of each parameter.
+
+        Gradients are taken to have the dtype of their parameter. Nothing is run or compiled.
+        """
+        return self._stepper.plan(self._own_dtypes())
+
+    def source(self) -> str:
+        """The generated source of the kernels that a step runs."""
+        runners = self._stepper.prepare(self._own_dtypes()).runners
+        return "\n\n".join(cast(Any, r).source for r in runners)
+
+    @property
+    def ran(self) -> list[str]:
+        """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
+        return [
+            f"{cast(Any, r).engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self._last
+        ]
+
+    def _own_dtypes(self) -> tuple[str | None, ...]:
+        return tuple(leaf.array.dtype.name for leaf in self._stepper.leaves)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in self._stepper.groups[-1].values.items())
+        return f"{self.rule.name}({len(self._names)} parameters, {self._dialect.name}: {values})"
+
+
+def _own(leaf: Leaf) -> str:
+    """The dense array that stands for the user's own."""
+    return "model" if "model" in leaf.arrays else "param"
+
+
+def _off(value: Any) -> bool:
+    return not callable(value) and not value
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        hint = nearest(str(value), [a for a in allowed if a])
+        raise HyperparameterError(
+            f"{name}={value!r} is not allowed{hint} (one of {', '.join(map(repr, allowed))})"
+        )
+
+
+def _checked_params(named: dict[str, Any]) -> dict[str, AnyArray]:
+    if not named:
+        raise ParameterError("there are no parameters")
+    for name, array in named.items():
+        if not isinstance(array, np.ndarray):
+            raise ParameterError(
+                f"parameter {name!r} is {type(array).__name__}, not a NumPy array, and could not "
+                f"be updated in place"
+            )
+        array = cast(AnyArray, array)
+        if array.dtype.name not in _DTYPES or not array.dtype.isnative:
+            raise ParameterError(
+                f"parameter {name!r} has dtype {array.dtype}: use one of {', '.join(_DTYPES)} in "
+                f"native byte order"
+            )
+        if not array.flags.writeable:
+            raise ParameterError(
+                f"parameter {name!r} is read-only and could not be updated in place: pass a copy"
+            )
+    _refuse_overlap(named)
+    return named
+
+
+def _refuse_overlap(named: dict[str, AnyArray]) -> None:
+    spans = sorted(
+        (*np.lib.array_utils.byte_bounds(a), name) for name, a in named.items() if a.size
+    )
+    reached: list[tuple[int, int, str]] = []
+    for low, high, name in spans:
+        reached = [s for s in reached if s[1] > low]
+        for _, _, other in reached:
+            if np.shares_memory(named[name], named[other]):
+                raise ParameterError(
+                    f"parameters {other!r} and {name!r} share memory: give each array once, under "
+                    f"one name"
+                )
+        reached.append((low, high, name))
+    for name, array in named.items():
+        if array.size and any(
+            s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True)
+        ):
+            raise ParameterError(f"parameter {name!r} overlaps itself (broadcast): pass a copy")
+
+
+class _Gradients:
+    """The gradients of one step: checked, dense, and by address."""
+
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self._leaves = leaves
+        self._arrays: list[AnyArray | None] = [None] * len(leaves)
+        self._addresses = np.zeros(len(leaves), dtype=np.int64)
+        self._direct = [(leaf.array.shape, leaf.in_order) for leaf in leaves]
+        spans = sorted(
+            np.lib.array_utils.byte_bounds(leaf.array) for leaf in leaves if leaf.array.size
+        )
+        self._starts = np.array([s[0] for s in spans], dtype=np.int64)
+        self._ends = np.maximum.accumulate(np.array([s[1] for s in spans], dtype=np.int64))
+        self._sizes = np.array([leaf.array.size for leaf in leaves], dtype=np.int64)
+
+    def collect(self, named: dict[str, Any]) -> tuple[str | None, ...]:
+        """Take the gradients and return their dtypes; raises before anything is kept."""
+        dtypes: list[str | None] = []
+        arrays: list[AnyArray | None] = []
+        widths: list[int] = []
+        for leaf, (shape, in_order) in zip(self._leaves, self._direct, strict=True):
+            g = named[leaf.name]
+            known = None
+            if type(g) is np.ndarray and g.shape == shape and in_order and g.flags.c_contiguous:
+                known = _NAMES.get(g.dtype)
+            if known is None and g is not None:
+                g, known = self._checked(leaf, g)
+            dtypes.append(known)
+            arrays.append(g)
+            widths.append(0 if g is None else g.itemsize)
+        self._arrays = arrays
+        self._addresses[:] = [0 if g is None else _address(g) for g in arrays]
+        self._separate(np.array(widths, dtype=np.int64))
+        return tuple(dtypes)
+
+    def _checked(self, leaf: Leaf, g: Any) -> tuple[AnyArray, str]:
+        if not isinstance(g, np.ndarray):
+            raise GradientError(
+                f"the gradient of {leaf.name!r} is {type(g).__name__}, not a NumPy array or None"
+            )
+        g = cast(AnyArray, g)
+        if g.shape != leaf.array.shape:
+            raise GradientError(
+                f"the gradient of {leaf.name!r} has shape {g.shape}, and the parameter "
+                f"{leaf.array.shape}; nothing was changed"
+            )
+        if g.dtype.name not in _DTYPES or not g.dtype.isnative:
+            raise GradientError(
+                f"the gradient of {leaf.name!r} has dtype {g.dtype}: use one of "
+                f"{', '.join(_DTYPES)} in native byte order; nothing was changed"
+            )
+        return leaf.dense(g), g.dtype.name
+
+    def _separate(self, widths: NDArray[np.int64]) -> None:
+        """Copy gradients that lie in the memory of a parameter, which the step will write."""
+        if not len(self._starts):
+            return
+        ends = self._addresses + widths * self._sizes
+        before = np.searchsorted(self._starts, ends, side="left")
+        reach = np.where(before > 0, self._ends[before - 1], 0)
+        for k in np.flatnonzero((reach > self._addresses) & (widths > 0) & (self._sizes > 0)):
+            array = self._arrays[k]
+            assert array is not None
+            self._arrays[k] = array.copy()
+            self._addresses[k] = _address(cast(AnyArray, self._arrays[k]))
+
+    def bind(self, runner: Runner) -> None:
+        """Hand the gradients of a cohort to its runner."""
+        members = runner.cohort.members
+        if isinstance(runner, NativeRunner):
+            runner.refresh("grad", self._addresses[members])
+            return
+        for arrays, member in zip(cast(Any, runner).arrays, members, strict=True):
+            arrays["grad"] = self._arrays[member]
+
+    def release(self) -> None:
+        """Let go of the gradients, so that they do not outlive the step."""
+        self._arrays = []
+
+
+_NAMES = {as_dtype(name): name for name in _DTYPES[:3]}
+
+
+def _slow_address(array: AnyArray) -> int:
+    return int(array.ctypes.data)
+
+
+def _header_address(array: AnyArray) -> int:
+    # The data pointer is the first field behind the object header (NumPy's C API). Reading it
+    # costs a sixth of `array.ctypes.data`, which a step over hundreds of tensors feels.
+    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
+
+
+def _choose_address() -> Callable[[AnyArray], int]:
+    probes = [np.zeros(3), np.zeros((2, 2), np.float32)[1:], np.array(1.0)]
+    try:
+        fast = all(_header_address(p) == _slow_address(p) for p in probes)
+    except (TypeError, ValueError):
+        fast = False
+    return _header_address if fast else _slow_address
+
+
+_address = _choose_address()
+
+
+class _Named(Optimizer):
+    """An optimizer whose rule is its class."""
+
+    _rule: str
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(self._rule, params, **options)
+
+
+def _documented(rule: Rule) -> str:
+    described = "\n".join(
+        f"        {h.name}: {h.meaning}, in {h.range}." for h in rule.hyperparameters
+    )
+    return (
+        f"{rule.name} over NumPy arrays, updated in place.\n\n"
+        f"    Args:\n        params: see `Optimizer`, which also lists the options.\n{described}\n"
+    )
+
+
+class SGD(_Named):
+    _rule = "SGD"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class Adagrad(_Named):
+    _rule = "Adagrad"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class RMSprop(_Named):
+    _rule = "RMSprop"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class Adadelta(_Named):
+    _rule = "Adadelta"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class Adam(_Named):
+    _rule = "Adam"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class AdamW(_Named):
+    _rule = "AdamW"
+    __doc__ = _documented(rules.get(_rule))
+
+
+class Adafactor(_Named):
+    _rule = "Adafactor"
+    __doc__ = _documented(rules.get(_rule))

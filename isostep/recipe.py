@@ -1,0 +1,245 @@
+"""One step, composed: everything that happens to a gradient between loss and parameter.
+
+The order is fixed: divide by the loss scale, look for non-finite values, clip, maximize, decay, the
+rule, moving average, cast and store. `step` writes it once, in the terms of a rule; what it is
+traced into is one fused kernel for exactly the options asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from isostep.errors import HyperparameterError
+from isostep.rules.base import Hyperparameter, Rule
+
+NONFINITE = ("propagate", "skip", "raise")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What bounds the gradients, exactly one of three.
+
+    Args:
+        value: every element is brought into [-value, value].
+        norm: each tensor's gradient is scaled down to at most this Euclidean norm.
+        global_norm: all gradients are scaled by one factor, to at most this norm of them all.
+
+    Raises:
+        HyperparameterError: none or several are given, or one is not a positive number.
+    """
+
+    value: float | None = None
+    norm: float | None = None
+    global_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) != 1:
+            raise HyperparameterError(
+                f"Clip takes exactly one of value, norm and global_norm, not {given or 'none'}"
+            )
+        for name, threshold in given.items():
+            Hyperparameter(name, 1.0, "", open_low=True).check(threshold, f"Clip({name})")
+
+    @property
+    def kind(self) -> Literal["value", "norm", "global_norm"]:
+        """Which of the three is given."""
+        if self.value is not None:
+            return "value"
+        return "norm" if self.norm is not None else "global_norm"
+
+    @property
+    def threshold(self) -> float:
+        """The bound itself."""
+        return float(getattr(self, self.kind))
+
+
+@dataclass(frozen=True)
+class EMA:
+    """A moving average of the parameters, kept in the same pass.
+
+    Args:
+        momentum: decay rate of the average, in [0, 1].
+        overwrite_every: every so many steps the parameter is set to its average; None never does.
+        start: `"initial"`: the average starts as the parameter before the first step (tf_keras);
+            `"first_update"`: as the parameter after it (Keras 3, torch's `AveragedModel`).
+
+    Raises:
+        HyperparameterError: a value is out of range.
+    """
+
+    momentum: float = 0.99
+    overwrite_every: int | None = None
+    start: Literal["initial", "first_update"] = "initial"
+
+    def __post_init__(self) -> None:
+        Hyperparameter("momentum", 0.99, "", high=1.0).check(self.momentum, "EMA(momentum)")
+        every = self.overwrite_every
+        if every is not None and (isinstance(every, bool) or int(every) != every or every < 1):
+            raise HyperparameterError(f"EMA(overwrite_every={every!r}) must be an int >= 1 or None")
+        Hyperparameter("start", "initial", "", choices=("initial", "first_update")).check(
+            self.start, "EMA(start)"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The static side of one step: a rule and the options that decide which code runs.
+
+    Two tensors with equal recipes share a kernel; numbers are coefficients and never enter here.
+
+    Args:
+        rule: the rule.
+        switches: the rule's switches, as sorted (name, value) pairs.
+        unscale: divide gradients by a loss scale.
+        nonfinite: `"propagate"`, or `"skip"`/`"raise"`: stop before any write if a gradient has a
+            non-finite value.
+        clip: None or the kind of clipping.
+        inf_norm_is_nan: an infinite norm makes every element NaN (Keras) rather than zero.
+        maximize: ascend.
+        decay: None, `"coupled"` or `"decoupled"`.
+        decay_first: the rule sees the decayed parameter (Keras); it matters to Adafactor only.
+        master: `param` is a float32 copy, stored besides as `model` in the model's dtype.
+        average: keep a moving average.
+        overwrite: the average may overwrite the parameter.
+        report: measure norms of gradient, update and parameter and count non-finite values.
+    """
+
+    rule: Rule
+    switches: tuple[tuple[str, Any], ...] = ()
+    unscale: bool = False
+    nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
+    clip: Literal["value", "norm", "global_norm"] | None = None
+    inf_norm_is_nan: bool = False
+    maximize: bool = False
+    decay: Literal["coupled", "decoupled"] | None = None
+    decay_first: bool = False
+    master: bool = False
+    average: bool = False
+    overwrite: bool = False
+    report: bool = False
+
+    @property
+    def o(self) -> SimpleNamespace:
+        """The switches as attributes, as a rule reads them."""
+        return SimpleNamespace(**dict(self.switches))
+
+
+@dataclass
+class StepResult:
+    """What one step computes of a tensor, as values or as symbols.
+
+    Args:
+        stores: new arrays by name: `param`, slots, `average`.
+        statistics: sums by name, for the report.
+        blocked: the number of non-finite gradient elements of the whole step, if it stops it.
+    """
+
+    stores: dict[str, Any]
+    statistics: dict[str, Any]
+    blocked: Any | None
+
+
+def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
+    """One step of one tensor.
+
+    Args:
+        xp: the namespace.
+        recipe: what is to be done.
+        x: `grad`, `param` (the float32 master where there is one), `average`, and the rule's slots.
+        c: coefficients: those of the rule and those of `coefficients` below.
+    """
+    o, statistics, blocked = recipe.o, {}, None
+    p, g = x["param"], x["grad"]
+    if recipe.unscale:
+        g = g * c.inverse_loss_scale
+    bad = 1.0 - xp.isfinite(g)
+    if recipe.report:
+        statistics["grad_sq"] = xp.sum(g * g, per="tensor")
+    if recipe.report or recipe.nonfinite != "propagate":
+        statistics["nonfinite"] = xp.sum(bad, per="tensor")
+    if recipe.nonfinite != "propagate":
+        blocked = xp.sum(bad, per="step")
+    g = _clip(xp, recipe, g, c)
+    if blocked is not None:  # after the clip, whose norm is measured in the same pass
+        g = xp.after(g, blocked)
+    if recipe.maximize:
+        g = -g
+
+    decayed = p
+    if recipe.decay == "coupled":
+        g = g + c.decay * p
+    elif recipe.decay == "decoupled":
+        decayed = p - c.decay * p
+    update, stores = recipe.rule.update(
+        xp, g, decayed if recipe.decay_first else p, x, c, o
+    )
+    new = decayed + update
+    if recipe.report:
+        change = new - p
+        statistics["update_sq"] = xp.sum(change * change, per="tensor")
+        statistics["param_sq"] = xp.sum(p * p, per="tensor")
+    if recipe.average:
+        average = c.average_momentum * x["average"] + c.one_minus_average_momentum * new
+        stores["average"] = average
+        if recipe.overwrite:
+            new = xp.where(c.overwrite_now > 0, average, new)
+    stores["param"] = new
+    return StepResult(stores, statistics, blocked)
+
+
+def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:
+    if recipe.clip is None:
+        return g
+    if recipe.clip == "value":
+        return xp.minimum(xp.maximum(g, -c.clip_threshold), c.clip_threshold)
+    norm = xp.sqrt(xp.sum(g * g, per="tensor" if recipe.clip == "norm" else "step"))
+    scale = xp.minimum(1.0, c.clip_threshold / (norm + c.clip_eps))
+    if recipe.inf_norm_is_nan:
+        scale = scale + (norm - norm)
+    return g * scale
+
+
+def coefficients(
+    xp: Any,
+    t: Any,
+    iteration: Any,
+    h: SimpleNamespace,
+    *,
+    rule: Rule,
+    clip: Clip | None = None,
+    clip_eps: float = 0.0,
+    ema: EMA | None = None,
+    decay: Literal["coupled", "decoupled"] | None = None,
+    decay_times_lr: bool = True,
+    loss_scale: Any = 1.0,
+) -> dict[str, Any]:
+    """All numbers a step reads, of the rule and of the recipe, by name.
+
+    Args:
+        xp: a namespace with `where`, `sqrt`, `log`, `expm1`, `minimum`.
+        t: step count of the parameters, 1 at their first step.
+        iteration: step count of the optimizer, 1 at its first step.
+        h: the hyperparameters of the rule.
+        clip_eps: what a dialect adds to the norm.
+        decay_times_lr: decoupled decay is multiplied by the learning rate.
+    """
+    c = rule.coefficients(xp, t, h)
+    c["inverse_loss_scale"] = 1.0 / loss_scale
+    times_lr = decay == "decoupled" and decay_times_lr
+    c["decay"] = h.weight_decay * h.lr if times_lr else h.weight_decay
+    if clip is not None:
+        c |= {"clip_threshold": clip.threshold, "clip_eps": clip_eps}
+    if ema is not None:
+        momentum = ema.momentum
+        if ema.start == "first_update":
+            momentum = xp.where(iteration == 1, 0.0, momentum)
+        every = ema.overwrite_every or 1
+        c |= {
+            "average_momentum": momentum,
+            "one_minus_average_momentum": 1.0 - momentum,
+            "overwrite_now": xp.where(iteration % every == 0, 1.0, 0.0),
+        }
+    return c

@@ -1,0 +1,72 @@
+"""What a step measured on the way, inside its passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from isostep.table import Table
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Euclidean norms over one group, and its non-finite gradient elements.
+
+    Args:
+        name: the group's pattern, or `"(default)"`.
+        grad_norm: of the gradient, after the loss scale is divided out and before clipping.
+        update_norm: of the change of the parameters, decay included.
+        param_norm: of the parameters before the step.
+        nonfinite: number of infinite or NaN gradient elements.
+    """
+
+    name: str
+    grad_norm: float
+    update_norm: float
+    param_norm: float
+    nonfinite: int
+
+    @property
+    def update_ratio(self) -> float:
+        """Norm of the update over norm of the parameters; 0 where these are zero."""
+        return self.update_norm / self.param_norm if self.param_norm else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step measured.
+
+    Args:
+        step: count of the optimizer's steps, this one included unless it was skipped.
+        skipped: whether a non-finite gradient stopped it; then nothing was written.
+        groups: one entry for each group that has parameters.
+    """
+
+    step: int
+    skipped: bool
+    groups: list[GroupReport] = field(default_factory=list[GroupReport])
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of infinite or NaN gradient elements in all groups."""
+        return sum(g.nonfinite for g in self.groups)
+
+    def table(self) -> Table:
+        """The report as a table."""
+        return Table(
+            f"step {self.step}" + (" (skipped)" if self.skipped else ""),
+            ["group", "gradient norm", "update norm", "parameter norm", "ratio", "non-finite"],
+            [
+                [
+                    g.name,
+                    f"{g.grad_norm:.4g}",
+                    f"{g.update_norm:.4g}",
+                    f"{g.param_norm:.4g}",
+                    f"{g.update_ratio:.2g}",
+                    str(g.nonfinite),
+                ]
+                for g in self.groups
+            ],
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())

@@ -1,0 +1,137 @@
+r"""Adafactor: second moments kept as one factor per row and one per column.
+
+With $G_t = g_t^2 + \epsilon_1$, $\beta_t = 1 - t^{-\kappa}$ and means over the other axis,
+
+$$ r_t = \beta_t r_{t-1} + (1-\beta_t) \operatorname{mean}_{col} G_t, \quad
+   c_t = \beta_t c_{t-1} + (1-\beta_t) \operatorname{mean}_{row} G_t, \quad
+   v_t = \frac{r_t \, c_t}{\operatorname{mean} r_t} $$
+$$ u_t = \frac{g_t}{\sqrt{v_t}}, \qquad
+   \hat u_t = \frac{u_t}{\max(1, \operatorname{RMS}(u_t) / d)}, \qquad
+   \theta_t = \theta_{t-1} - \rho_t \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \, \hat u_t $$
+
+where $\rho_t = \min(\gamma, 1/\sqrt t)$ if `relative_step`, else $\gamma$. Tensors that are not
+factored keep $v_t = \beta_t v_{t-1} + (1-\beta_t) G_t$. With `clamp_eps` (PyTorch) $\epsilon_1$
+bounds $\operatorname{mean} r_t$ and $\sqrt{v_t}$ from below instead of being added to $g_t^2$.
+
+Source: Shazeer and Stern, arXiv:1804.04235, algorithms 4-6; two axes are factored, the last two,
+or the two largest if both have `min_dim_to_factor` (`largest_axes`, optax). `momentum` averages
+the finished update (optax).
+
+Slots: `row` (the parameter's shape without the column axis) and `column` (without the row axis),
+or `exp_avg_sq` (the parameter's shape) where not factored; `exp_avg` with momentum. All zeros.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from isostep.rules.base import (
+    WEIGHT_DECAY,
+    Hyperparameter,
+    Rule,
+    Slot,
+    Slots,
+    is_on,
+    unit_interval,
+)
+
+
+def switches(h: SimpleNamespace) -> dict[str, Any]:
+    return {
+        "update_clip": h.clip_threshold is not None,
+        "parameter_scale": h.parameter_scale,
+        "momentum": is_on(h.momentum),
+    }
+
+
+def factored_axes(shape: tuple[int, ...], h: SimpleNamespace) -> tuple[int, int] | None:
+    if len(shape) < 2 or not h.factored:
+        return None
+    axes = (len(shape) - 2, len(shape) - 1)
+    if h.largest_axes:
+        # A stable sort by length: of equal lengths the later axis counts as the larger.
+        by_length = sorted(range(len(shape)), key=lambda axis: shape[axis])
+        axes = (by_length[-2], by_length[-1])
+    return axes if shape[axes[0]] >= h.min_dim_to_factor <= shape[axes[1]] else None
+
+
+def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
+    added, floor = (0.0, h.eps1) if h.clamp_eps else (h.eps1, 0.0)
+    c = {
+        "one_minus_beta2": t**-h.decay_rate,
+        "step_size": xp.minimum(h.lr, 1.0 / xp.sqrt(t)) if h.relative_step else h.lr,
+        "eps_added": added,
+        "mean_floor": floor,
+        "second_moment_floor": floor**2,
+        "scale_floor": h.eps2,
+    }
+    if h.clip_threshold is not None:
+        c["inverse_threshold"] = 1.0 / h.clip_threshold
+    if is_on(h.momentum):
+        c["one_minus_momentum"] = 1.0 - h.momentum
+    return c
+
+
+def update(
+    xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
+) -> tuple[Any, dict[str, Any]]:
+    square = g * g + c.eps_added
+    if o.factored:
+        row = _toward(xp.mean(square, per="row"), slots["row"], c.one_minus_beta2)
+        column = _toward(xp.mean(square, per="column"), slots["column"], c.one_minus_beta2)
+        new = {"row": row, "column": column}
+        v = row / xp.maximum(xp.mean(row, per="matrix"), c.mean_floor) * column
+    else:
+        v = _toward(square, slots["exp_avg_sq"], c.one_minus_beta2)
+        new = {"exp_avg_sq": v}
+    u = g / xp.sqrt(xp.maximum(v, c.second_moment_floor))
+
+    scale = c.step_size
+    if o.parameter_scale:
+        scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(p * p, per="tensor")))
+    if o.update_clip:
+        rms = xp.sqrt(xp.mean(u * u, per="tensor"))
+        scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
+    step = scale * u
+    if o.momentum:
+        step = _toward(step, slots["exp_avg"], c.one_minus_momentum)
+        new["exp_avg"] = step
+    return -step, new
+
+
+def _toward(value: Any, average: Any, weight: Any) -> Any:
+    return average + weight * (value - average)
+
+
+ADAFACTOR = Rule(
+    name="Adafactor",
+    hyperparameters=(
+        Hyperparameter("lr", 1e-2, "learning rate, the cap of the relative step"),
+        Hyperparameter("decay_rate", 0.8, "exponent kappa of the second-moment decay 1 - t^-kappa"),
+        Hyperparameter("eps1", 1e-30, "regulariser of the squared gradient"),
+        Hyperparameter("eps2", 1e-3, "smallest root mean square of a parameter"),
+        Hyperparameter(
+            "clip_threshold", 1.0, "largest RMS of an update", open_low=True, optional=True
+        ),
+        WEIGHT_DECAY,
+        Hyperparameter("relative_step", True, "cap the learning rate at 1/sqrt(t)"),
+        Hyperparameter("parameter_scale", True, "multiply by the RMS of the parameter"),
+        unit_interval("momentum", 0.0, "decay rate of an average of the updates"),
+        Hyperparameter("factored", True, "keep factors instead of a full second moment"),
+        Hyperparameter("min_dim_to_factor", 1, "shortest axis that is factored", low=1),
+        Hyperparameter("largest_axes", False, "factor the two longest axes, not the last two"),
+        Hyperparameter("clamp_eps", False, "eps1 bounds from below instead of being added"),
+    ),
+    slots=(
+        Slot("row", "moving mean of squares per row", per="row", when=lambda o: o.factored),
+        Slot("column", "moving mean of squares per column", "column", when=lambda o: o.factored),
+        Slot("exp_avg_sq", "moving average of squares", when=lambda o: not o.factored),
+        Slot("exp_avg", "moving average of updates", when=lambda o: o.momentum),
+    ),
+    coefficients=coefficients,
+    update=update,
+    switches=switches,
+    factored_axes=factored_axes,
+    decay="decoupled",
+)

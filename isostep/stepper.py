@@ -1,0 +1,393 @@
+"""What every front-end stands on: parameters, groups and options in, steps out.
+
+A stepper knows no framework. It sorts parameters into cohorts that share a kernel, allocates their
+slots, folds the step count into coefficients and has an engine run the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isostep import recipe as recipes
+from isostep.compile.numba_source import Array
+from isostep.dialects.base import Dialect, Spelling
+from isostep.engines.array import ArrayRunner
+from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
+from isostep.engines.leaf import AnyArray, Leaf
+from isostep.engines.native import NativeRunner
+from isostep.errors import GradientError
+from isostep.plan import Plan, PlanEntry
+from isostep.recipe import EMA, Clip, Recipe
+from isostep.report import GroupReport, Report
+from isostep.rules.base import Rule, is_on
+from isostep.tracing import trace
+
+Engine = Literal["native", "array"]
+LOW_PRECISION = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a step does besides the rule; the same for all parameters of an optimizer.
+
+    Args:
+        clip: bound of the gradients, or None.
+        ema: moving average of the parameters, or None.
+        maximize: ascend instead of descend.
+        decay: where weight decay acts, or None for what the dialect says.
+        nonfinite: what happens if a gradient has an infinite or NaN element: `"propagate"` it,
+            `"skip"` the step or `"raise"` an error; the last two change no bit.
+        unscale: gradients are divided by a loss scale that is given with each step.
+        master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
+        state_dtype: dtype of the element-wise slots, for all or by slot name; default: float64 for
+            float64 parameters, else float32.
+        report: measure norms and non-finite counts in each step.
+    """
+
+    clip: Clip | None = None
+    ema: EMA | None = None
+    maximize: bool = False
+    decay: Literal["coupled", "decoupled"] | None = None
+    nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
+    unscale: bool = False
+    master_weights: bool = False
+    state_dtype: str | dict[str, str] | None = None
+    report: bool = False
+
+
+@dataclass
+class HyperGroup:
+    """The hyperparameters of some parameters, by canonical name; values may be schedules."""
+
+    name: str
+    values: dict[str, Any]
+
+    def at(self, t: int) -> SimpleNamespace:
+        """The values for the step that follows `t` completed ones."""
+        return SimpleNamespace(
+            **{k: v(t) if callable(v) else v for k, v in self.values.items()}
+        )
+
+
+@dataclass
+class _Prepared:
+    """The cohorts for one set of gradients (which are there, and in which dtypes)."""
+
+    runners: list[Runner]
+    active: NDArray[np.intp]
+    stepped: list[Leaf] = field(default_factory=list[Leaf])
+
+
+class Stepper:
+    """Steps a list of parameters.
+
+    Args:
+        rule: the mathematics.
+        dialect, spelling: how the framework arranges it.
+        arrays: the parameters by name.
+        groups: hyperparameters; `membership` gives each parameter's group.
+        options: what a step does besides the rule.
+        engine: what runs the passes.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        dialect: Dialect,
+        spelling: Spelling,
+        arrays: dict[str, AnyArray],
+        groups: Sequence[HyperGroup],
+        membership: Sequence[int],
+        options: Options,
+        engine: Engine,
+    ) -> None:
+        self.rule, self.dialect, self.spelling = rule, dialect, spelling
+        self.groups, self.options, self.engine = list(groups), options, engine
+        self.iteration = 0
+        self.skipped = 0
+        self.decay = options.decay or spelling.decay
+        self.leaves = [
+            Leaf(name, array, group, rule.factored_axes(array.shape, self._static(group)))
+            for (name, array), group in zip(arrays.items(), membership, strict=True)
+        ]
+        self.steps = np.zeros(len(self.leaves), dtype=np.int64)
+        self._group_of = np.array([leaf.group for leaf in self.leaves], dtype=np.int64)
+        for leaf in self.leaves:
+            self._allocate(leaf)
+        self._prepared: dict[tuple[str | None, ...], _Prepared] = {}
+
+    # -- what is decided once --------------------------------------------------------------------
+
+    def _static(self, group: int) -> SimpleNamespace:
+        return SimpleNamespace(**self.groups[group].values)
+
+    def recipe(self, leaf: Leaf) -> Recipe:
+        """The static side of this parameter's step."""
+        o, ema = self.options, self.options.ema
+        switches = dict(self.rule.switches(self._static(leaf.group)))
+        switches["factored"] = leaf.factored_axes is not None
+        return Recipe(
+            rule=self.rule,
+            switches=tuple(sorted(switches.items())),
+            unscale=o.unscale,
+            nonfinite=o.nonfinite,
+            clip=o.clip.kind if o.clip else None,
+            inf_norm_is_nan=self.dialect.inf_norm_is_nan and o.clip is not None,
+            maximize=o.maximize,
+            decay=self.decay if self._decays() else None,
+            decay_first=self.spelling.decay_first,
+            master="model" in leaf.arrays,
+            average=ema is not None,
+            overwrite=ema is not None and ema.overwrite_every is not None,
+            report=o.report,
+        )
+
+    def _decays(self) -> bool:
+        # One group's decay puts it into everyone's kernel, with a coefficient of zero.
+        return any(is_on(group.values.get("weight_decay", 0.0)) for group in self.groups)
+
+    def _slot_dtype(self, slot: str, per: str, leaf: Leaf) -> str:
+        wide = "float64" if leaf.array.dtype == np.float64 else "float32"
+        asked = self.options.state_dtype
+        if isinstance(asked, dict):
+            asked = asked.get(slot)
+        # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
+        return asked if asked is not None and per == "element" else wide
+
+    def _allocate(self, leaf: Leaf) -> None:
+        wide = np.float64 if leaf.array.dtype == np.float64 else np.float32
+        flat = leaf.dense(leaf.array)
+        low = leaf.array.dtype.name in LOW_PRECISION
+        if self.options.master_weights and low:
+            leaf.arrays["model"] = flat
+            leaf.arrays["param"] = flat.astype(np.float32)
+        else:
+            leaf.arrays["param"] = flat
+        h = self._static(leaf.group)
+        for slot in self.rule.active_slots(self.recipe(leaf).o):
+            initial = getattr(h, slot.initial) if isinstance(slot.initial, str) else slot.initial
+            dtype = as_dtype(self._slot_dtype(slot.name, slot.per, leaf))
+            leaf.arrays[slot.name] = leaf.new_slot(slot.per, initial, dtype)
+        if self.options.ema is not None:
+            leaf.arrays["average"] = leaf.arrays["param"].astype(wide)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def prepare(self, grad_dtypes: tuple[str | None, ...]) -> _Prepared:
+        """The cohorts for gradients of these dtypes, None where there is no gradient."""
+        if grad_dtypes not in self._prepared:
+            if len(self._prepared) > 8:  # masks that never come again must not pile up
+                self._prepared.clear()
+            self._prepared[grad_dtypes] = self._build(grad_dtypes)
+        return self._prepared[grad_dtypes]
+
+    def _build(self, grad_dtypes: tuple[str | None, ...]) -> _Prepared:
+        sorted_in: dict[Any, list[int]] = {}
+        for index, (leaf, grad) in enumerate(zip(self.leaves, grad_dtypes, strict=True)):
+            if grad is None or leaf.array.size == 0:
+                continue
+            arrays = (Array("grad", grad), *(Array(n, a.dtype.name) for n, a in leaf.arrays.items()))
+            key = (self.recipe(leaf), arrays, leaf.layout)
+            sorted_in.setdefault(key, []).append(index)
+        runners: list[Runner] = []
+        for (recipe, arrays, layout), members in sorted_in.items():
+            leaves = [self.leaves[k] for k in members]
+            cohort = Cohort(
+                trace(recipe),
+                list(arrays),
+                layout,
+                [leaf.shape3 for leaf in leaves],
+                np.array(members),
+                title=f"{self.rule.name}, {self.dialect.name} dialect",
+            )
+            runners.append(self._runner(cohort, leaves))
+        active = [k for k, grad in enumerate(grad_dtypes) if grad is not None]
+        return _Prepared(runners, np.array(active, dtype=np.intp), [self.leaves[k] for k in active])
+
+    def _runner(self, cohort: Cohort, leaves: list[Leaf]) -> Runner:
+        if self.engine == "array":
+            return ArrayRunner(cohort, [dict(leaf.arrays) for leaf in leaves])
+        names = [a.name for a in cohort.arrays]
+        addresses = [
+            [leaf.arrays[n].ctypes.data if n in leaf.arrays else 0 for n in names]
+            for leaf in leaves
+        ]
+        return NativeRunner(cohort, np.array(addresses, dtype=np.int64))
+
+    def step(
+        self,
+        grad_dtypes: tuple[str | None, ...],
+        bind: Callable[[Runner], None],
+        loss_scale: float = 1.0,
+    ) -> Report | None:
+        """One step of all parameters that have a gradient.
+
+        Args:
+            grad_dtypes: the dtype of each gradient, None where there is none.
+            bind: hands the gradients of a cohort to its runner.
+            loss_scale: what gradients are divided by.
+
+        Returns:
+            The report, if one was asked for.
+
+        Raises:
+            GradientError: a gradient has a non-finite element and the policy is `"raise"`.
+        """
+        ready = self.prepare(grad_dtypes)
+        for runner in ready.runners:
+            bind(runner)
+        coefficients = self._coefficients(ready, loss_scale)
+        outcome = execute(ready.runners, coefficients)
+        if outcome.blocked:
+            self._blocked(ready, outcome)
+        else:
+            self.steps[ready.active] += 1
+            self.iteration += 1
+        return self._report(ready, outcome) if self.options.report else None
+
+    def _coefficients(self, ready: _Prepared, loss_scale: float) -> list[dict[str, Any]]:
+        counts = self.steps if self.dialect.steps_per == "parameter" else self.iteration
+        t = np.broadcast_to(counts, len(self.leaves)) + 1
+        folded: dict[tuple[int, int], dict[str, Any]] = {}
+        result: list[dict[str, Any]] = []
+        for runner in ready.runners:
+            members = runner.cohort.members
+            kinds = np.stack([self._group_of[members], t[members]], axis=1)
+            if (kinds == kinds[0]).all():
+                kinds, place = kinds[:1], None
+            else:
+                kinds, place = np.unique(kinds, axis=0, return_inverse=True)
+            each = [self._fold(folded, int(g), int(n), loss_scale) for g, n in kinds]
+            result.append(
+                each[0]
+                if place is None
+                else {k: np.array([c[k] for c in each])[place.ravel()] for k in each[0]}
+            )
+        return result
+
+    def _fold(
+        self, folded: dict[tuple[int, int], dict[str, Any]], group: int, t: int, loss_scale: float
+    ) -> dict[str, Any]:
+        if (group, t) not in folded:
+            h = self.groups[group].at(self.iteration)
+            for name, value in self.groups[group].values.items():
+                if callable(value):
+                    self.rule.hyperparameter(name).check(getattr(h, name))
+            folded[group, t] = recipes.coefficients(
+                np,
+                float(t),
+                self.iteration + 1,
+                h,
+                rule=self.rule,
+                clip=self.options.clip,
+                clip_eps=self.dialect.clip_eps,
+                ema=self.options.ema,
+                decay=self.decay,
+                decay_times_lr=self.spelling.decay_times_lr,
+                loss_scale=loss_scale,
+            )
+        return folded[group, t]
+
+    def _blocked(self, ready: _Prepared, outcome: Outcome) -> None:
+        if self.options.nonfinite == "skip":
+            self.skipped += 1
+            return
+        counts = self._gather(ready, outcome, "nonfinite")
+        bad = {self.leaves[k].name: int(n) for k, n in enumerate(counts) if n}
+        named = ", ".join(f"{name!r} ({n})" for name, n in list(bad.items())[:5])
+        raise GradientError(
+            f"step {self.iteration + 1}: non-finite gradient elements in {named}"
+            f"{' and others' if len(bad) > 5 else ''}; no parameter was changed "
+            f'(nonfinite="skip" skips such steps, "propagate" lets them through)'
+        )
+
+    def _gather(self, ready: _Prepared, outcome: Outcome, name: str) -> Floats:
+        values = np.zeros(len(self.leaves))
+        for runner, found in zip(ready.runners, outcome.statistics, strict=True):
+            values[runner.cohort.members] = found.get(name, 0.0)
+        return values
+
+    def _report(self, ready: _Prepared, outcome: Outcome) -> Report:
+        names = ("grad_sq", "update_sq", "param_sq", "nonfinite")
+        sums = {name: self._gather(ready, outcome, name) for name in names}
+        groups: list[GroupReport] = []
+        for index, group in enumerate(self.groups):
+            inside = self._group_of == index
+            if inside.any():
+                grad, update, param = (
+                    float(np.sqrt(sums[name][inside].sum())) for name in names[:3]
+                )
+                bad = int(sums["nonfinite"][inside].sum())
+                groups.append(GroupReport(group.name, grad, update, param, bad))
+        return Report(self.iteration, bool(outcome.blocked), groups)
+
+    # -- looking in ------------------------------------------------------------------------------
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all slots, averages and master copies."""
+        return sum(a.nbytes for leaf in self.leaves for a in self.kept(leaf).values())
+
+    def kept(self, leaf: Leaf) -> dict[str, AnyArray]:
+        """The arrays that are kept for a parameter: slots, average, master; dense."""
+        low = "model" in leaf.arrays
+        kept = {n: a for n, a in leaf.arrays.items() if n not in ("param", "model")}
+        return kept | ({"master": leaf.arrays["param"]} if low else {})
+
+    def per(self, slot: str) -> Any:
+        """The domain of a kept array: `"element"`, `"row"` or `"column"`."""
+        return next((s.per for s in self.rule.slots if s.name == slot), "element")
+
+    def plan(self, grad_dtypes: tuple[str | None, ...]) -> Plan:
+        """What a step with gradients of these dtypes would do; nothing is compiled."""
+        entries: list[PlanEntry] = []
+        for leaf, grad in zip(self.leaves, grad_dtypes, strict=True):
+            kept = self.kept(leaf)
+            schedule = trace(self.recipe(leaf))
+            sizes = {"grad": as_dtype(grad or "float32").itemsize * leaf.array.size}
+            sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
+            moved = sum(
+                sum(sizes[name] for name in {n.name for n in step.inputs} | {*step.carried.values()})
+                + sum(sizes[name] for name in step.stores)
+                for step in schedule.passes
+            )
+            passes = len(schedule.passes)
+            compute = "float64" if leaf.array.dtype == np.float64 else "float32"
+            entries.append(
+                PlanEntry(
+                    leaf.name,
+                    leaf.array.shape,
+                    leaf.array.dtype.name,
+                    self.groups[leaf.group].name,
+                    {n: (leaf.slot_shape(self.per(n)), a.dtype.name) for n, a in kept.items()},
+                    sum(a.nbytes for a in kept.values()),
+                    moved + (4 * leaf.array.nbytes if leaf.staged else 0),
+                    f"{self.engine}, {leaf.layout}, {passes} pass{'es' * (passes > 1)}, {compute}",
+                    leaf.staged,
+                )
+            )
+        return Plan(entries, {g.name: g.values for g in self.groups})
+
+
+def as_dtype(name: Any) -> np.dtype[Any]:
+    """The NumPy dtype of a name; `bfloat16` comes from ml_dtypes.
+
+    Raises:
+        ValueError: not one of float64, float32, float16, bfloat16.
+    """
+    if str(name) == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    dtype = np.dtype(name)
+    if dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        raise ValueError(
+            f"dtype {dtype.name!r} is not supported: use float64, float32, float16 or bfloat16"
+        )
+    return dtype

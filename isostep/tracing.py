@@ -1,0 +1,37 @@
+"""Running a recipe on symbols, and the names of the arrays that it works on."""
+
+from __future__ import annotations
+
+import functools
+
+from isostep.compile.schedule import Schedule, schedule
+from isostep.compile.trace import Graph, Symbol, SymbolNamespace
+from isostep.recipe import Recipe, step
+
+
+class _Coefficients:
+    """Every coefficient that is asked for becomes an input of the graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __getattr__(self, name: str) -> Symbol:
+        return self._graph.input(name, "tensor")
+
+
+@functools.cache
+def trace(recipe: Recipe) -> Schedule:
+    """The passes of one step of `recipe`."""
+    graph = Graph()
+    inputs = {"grad": graph.input("grad", "element"), "param": graph.input("param", "element")}
+    for slot in recipe.rule.active_slots(recipe.o):
+        inputs[slot.name] = graph.input(slot.name, slot.per)
+    if recipe.average:
+        inputs["average"] = graph.input("average", "element")
+    result = step(SymbolNamespace(graph), recipe, inputs, _Coefficients(graph))
+    if recipe.master:
+        result.stores["model"] = result.stores["param"]
+    return schedule(graph, result.stores, result.statistics, result.blocked)
+
+
+__all__ = ["trace"]
