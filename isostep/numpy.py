@@ -86,7 +86,7 @@ class Optimizer:
     ) -> None:
         self.rule = rules.get(rule)
         self._dialect = dialects.get(dialect)
-        self._spelling = dialects.spelling_of(self._dialect, self.rule)
+        self._spelling = self._dialect.spelling(self.rule)
         arrays = _checked_params(flatten(params))
         _one_of("decay", decay, ("coupled", "decoupled", None))
         _one_of("nonfinite", nonfinite, NONFINITE)
@@ -97,7 +97,7 @@ class Optimizer:
                 f"Clip(value=...)"
             )
         if ema is not None and not isinstance(ema, EMA):
-            ema = EMA(momentum=ema, start=self._dialect.ema_start)
+            ema = EMA(momentum=ema, start=self._dialect.averaging.start)
         options = Options(
             clip=clip,
             ema=ema,

@@ -138,7 +138,7 @@ class Stepper:
             unscale=o.unscale,
             nonfinite=o.nonfinite,
             clip=o.clip.kind if o.clip else None,
-            inf_norm_is_nan=self.dialect.inf_norm_is_nan and o.clip is not None,
+            inf_norm_is_nan=o.clip is not None and o.clip.kind in self.dialect.inf_norm_is_nan,
             maximize=o.maximize,
             decay=self.decay if self._decays() else None,
             decay_first=self.spelling.decay_first,
@@ -204,7 +204,7 @@ class Stepper:
                 layout,
                 [leaf.shape3 for leaf in leaves],
                 np.array(members),
-                title=f"{self.rule.name}, {self.dialect.name} dialect",
+                title=self.rule.name,
             )
             runners.append(self._runner(cohort, leaves))
         active = [k for k, grad in enumerate(grad_dtypes) if grad is not None]
@@ -254,7 +254,7 @@ class Stepper:
     def _coefficients(self, ready: _Prepared, loss_scale: float) -> list[dict[str, Any]]:
         counts = self.steps if self.dialect.steps_per == "parameter" else self.iteration
         t = np.broadcast_to(counts, len(self.leaves)) + 1
-        folded: dict[tuple[int, int], dict[str, Any]] = {}
+        folded: dict[tuple[int, int, str], dict[str, Any]] = {}
         result: list[dict[str, Any]] = []
         for runner in ready.runners:
             members = runner.cohort.members
@@ -263,7 +263,8 @@ class Stepper:
                 kinds, place = kinds[:1], None
             else:
                 kinds, place = np.unique(kinds, axis=0, return_inverse=True)
-            each = [self._fold(folded, int(g), int(n), loss_scale) for g, n in kinds]
+            dtype = _model_dtype(runner.cohort)
+            each = [self._fold(folded, (int(g), int(n), dtype), loss_scale) for g, n in kinds]
             result.append(
                 each[0]
                 if place is None
@@ -272,27 +273,36 @@ class Stepper:
         return result
 
     def _fold(
-        self, folded: dict[tuple[int, int], dict[str, Any]], group: int, t: int, loss_scale: float
+        self,
+        folded: dict[tuple[int, int, str], dict[str, Any]],
+        key: tuple[int, int, str],
+        loss_scale: float,
     ) -> dict[str, Any]:
-        if (group, t) not in folded:
-            h = self.groups[group].at(self.iteration)
-            for name, value in self.groups[group].values.items():
-                if callable(value):
-                    self.rule.hyperparameter(name).check(getattr(h, name))
-            folded[group, t] = recipes.coefficients(
-                np,
-                float(t),
-                self.iteration + 1,
-                h,
-                rule=self.rule,
-                clip=self.options.clip,
-                clip_eps=self.dialect.clip_eps,
-                ema=self.options.ema,
-                decay=self.decay,
-                decay_times_lr=self.spelling.decay_times_lr,
-                loss_scale=loss_scale,
-            )
-        return folded[group, t]
+        """The coefficients of one group at one step count, for parameters of one dtype."""
+        if key in folded:
+            return folded[key]
+        group, t, dtype = key
+        h = self.groups[group].at(self.iteration)
+        for name, value in self.groups[group].values.items():
+            if callable(value):
+                self.rule.hyperparameter(name).check(getattr(h, name))
+        for name in self.spelling.none_is_machine_epsilon:
+            if getattr(h, name) is None:
+                setattr(h, name, machine_epsilon(dtype))
+        folded[key] = recipes.coefficients(
+            np,
+            float(t),
+            self.iteration + 1,
+            h,
+            rule=self.rule,
+            clip=self.options.clip,
+            clip_eps=self.dialect.clip_eps,
+            ema=self.options.ema,
+            decay=self.decay,
+            decay_times_lr=self.spelling.decay_times_lr,
+            loss_scale=loss_scale,
+        )
+        return folded[key]
 
     def _blocked(self, ready: _Prepared, outcome: Outcome) -> None:
         if self.options.nonfinite == "skip":
@@ -373,6 +383,19 @@ class Stepper:
                 )
             )
         return Plan(entries, {g.name: g.values for g in self.groups})
+
+
+def _model_dtype(cohort: Cohort) -> str:
+    """The dtype of the parameters as the model has them, not of their float32 masters."""
+    dtypes = {a.name: a.dtype for a in cohort.arrays}
+    return dtypes.get("model", dtypes["param"])
+
+
+def machine_epsilon(dtype: str) -> float:
+    """The distance from 1 to the next larger number of a floating dtype."""
+    return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[
+        dtype
+    ]
 
 
 def as_dtype(name: Any) -> np.dtype[Any]:

@@ -25,19 +25,23 @@ def diff(
 
     try:
         difference = dialects.difference(rule, dialect_a, dialect_b)
-    except (KeyError, ValueError) as error:
-        fail(error.args[0] if error.args else error)
+    except ValueError as error:
+        fail(error)
     if as_json:
         print_json([dict(zip(difference.columns, row, strict=True)) for row in difference.rows])
         return
 
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{rule}: {dialect_a} and {dialect_b}")
+    table = Table(title=Text(difference.title), box=box.SIMPLE_HEAD, title_justify="left")
     for column in difference.columns:
         table.add_column(column, overflow="fold")
     for row in difference.rows:
         table.add_row(*map(Text, row))
-    Console().print(table if difference.rows else "No difference.")
+    console = Console()
+    console.print(table if difference.rows else "No difference.")
+    for note in difference.notes:
+        console.print(Text(note))

@@ -50,8 +50,8 @@ class Spelling:
         none_means: hyperparameter -> the value that the framework's None stands for.
         none_is_machine_epsilon: hyperparameters for which None is kept by `resolve` and stands for
             `finfo(dtype of the parameter).eps`.
-        without_effect: hyperparameters that the framework accepts under this very name and never
-            reads.
+        without_effect: hyperparameters that the framework takes and never uses: whatever is
+            given, they keep the value that they have by default.
         unsupported: argument -> the only value that isostep allows: a part of the framework's
             mathematics that the rule does not have.
         slots: slot of the rule -> the framework's name for it.
@@ -92,6 +92,16 @@ class Spelling:
             arguments[argument] = (*arguments.get(argument, ()), name)
         return arguments
 
+    def canonical_defaults(self, rule: Rule) -> dict[str, Any]:
+        """What `resolve` starts from: every hyperparameter as the rule reads it, or `REQUIRED`."""
+        own = {
+            name: value
+            if value is REQUIRED
+            else self._read(rule, name, value, self.names.get(name, name))
+            for name, value in self.defaults.items()
+        }
+        return {**rule.defaults, **own, **self.fixed}
+
     def resolve(self, rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every hyperparameter of the rule: its default, this framework's, or what was given.
 
@@ -120,17 +130,13 @@ class Spelling:
                     )
                 shown[name] = argument
                 chosen[name] = self._read(rule, name, part, argument)
-        values = rule.defaults
-        for name, value in self.defaults.items():
-            argument = self.names.get(name, name)
-            if value is not REQUIRED:
-                values[name] = self._read(rule, name, value, argument)
-            elif name not in shown:
-                raise HyperparameterError(
-                    f"{self.class_name} needs {argument}: it has no default here"
-                )
-        values |= self.fixed
-        return values | {k: v for k, v in chosen.items() if k not in self.without_effect}
+        used = {name: value for name, value in chosen.items() if name not in self.without_effect}
+        values = self.canonical_defaults(rule) | used
+        for name, value in values.items():
+            if value is REQUIRED:
+                argument = self.names.get(name, name)
+                raise HyperparameterError(f"{self.class_name} needs {argument}: it has no default")
+        return values
 
     def _parts(self, rule: Rule, key: str, value: Any) -> list[tuple[str, str, Any]]:
         """What one given name sets, as (hyperparameter, name it was given under, value)."""

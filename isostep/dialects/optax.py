@@ -75,8 +75,8 @@ RMSPROP = Spelling(
     none_means={"momentum": 0.0},
     slots={"square_avg": "nu", "grad_avg": "mu", "momentum_buffer": "trace"},
     formula=(
-        "b = momentum*b - lr*g / sqrt(v [- gbar^2] + eps); p += b (nesterov: as the gradient of "
-        "one more step)"
+        "d = -lr*g / sqrt(v [- gbar^2] + eps); b = momentum*b + d; p += b "
+        "(nesterov: momentum*b + d)"
     ),
 )
 

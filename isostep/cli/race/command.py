@@ -73,7 +73,7 @@ def race(
             load_module(load)
         chosen = load_task(task)
         budget = Budget(steps, seeds, parse_learning_rates(learning_rates))
-        entries = parse_entries(optimizers) if optimizers is not None else registered()
+        entries = parse_entries(optimizers) if optimizers is not None else registered(dialect)
         entered = contestants(entries, dialect)
         store = Store(out / "runs")
         if fresh:

@@ -6,7 +6,7 @@ Nothing here knows any rule: whatever is registered, a user's own included, can 
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from isostep.cli.race.contest import Contestant, Optimizer
 from isostep.cli.race.errors import RaceError
 from isostep.cli.race.fingerprint import source_fingerprint
 from isostep.cli.race.task import Params
+
+if TYPE_CHECKING:
+    from isostep.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,19 @@ def parse_entries(text: str) -> list[Entry]:
     return entries
 
 
-def registered() -> list[Entry]:
-    """Return an entry for every registered rule, with its dialect's defaults."""
-    from isostep import rules
+def registered(dialect: str) -> list[Entry]:
+    """Return an entry for every registered rule that a dialect has, with its defaults.
 
-    return [Entry(name) for name in rules.names()]
+    Raises:
+        RaceError: an unknown dialect.
+    """
+    from isostep import dialects, rules
+
+    try:
+        absent = dialects.get(dialect).absent
+    except ValueError as error:
+        raise RaceError(str(error)) from None
+    return [Entry(name) for name in rules.names() if name not in absent]
 
 
 def _entry(node: ast.expr) -> Entry:
@@ -105,10 +116,10 @@ def contestant(entry: Entry, dialect: str) -> Contestant:
 
     try:
         rule = rules.get(entry.rule)
-        centre = float(rule.defaults["lr"])
+        centre = default_rate(rule, dialect)
         make({"probe": np.zeros((2, 2), np.float32)}, centre)
-    except (ValueError, TypeError, LookupError) as error:
-        raise RaceError(f"{entry.label}: {error.args[0] if error.args else error}") from error
+    except ValueError as error:
+        raise RaceError(f"{entry.label}: {error}") from error
     identity = {
         "rule": rule.name,
         "dialect": dialect,
@@ -116,3 +127,18 @@ def contestant(entry: Entry, dialect: str) -> Contestant:
         "source": source_fingerprint(rule.coefficients, rule.update),
     }
     return Contestant(make, centre, identity)
+
+
+def default_rate(rule: "Rule", dialect: str) -> float:
+    """Return the learning rate that a dialect, else the rule itself, gives where a user gives none.
+
+    Raises:
+        ValueError: an unknown dialect, or one without this rule.
+    """
+    from isostep import dialects
+
+    spelled = dialects.get(dialect).spelling(rule).defaults.get("lr")
+    for rate in (spelled, rule.defaults.get("lr")):
+        if isinstance(rate, int | float) and rate > 0:
+            return float(rate)
+    return Contestant.centre
