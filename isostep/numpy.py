@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from isostep import dialects, rules
 from isostep.engines.cohort import Runner
 from isostep.engines.leaf import AnyArray, Leaf
-from isostep.engines.native import NativeRunner
+from isostep.engines.native import NativeRunner, words_at
 from isostep.errors import (
     GradientError,
     HyperparameterError,
@@ -112,7 +112,9 @@ class Optimizer:
         named = as_groups(groups)
         assigned = assign(list(arrays), named)
         hyper = [
-            HyperGroup(", ".join(g.patterns), self._resolve(hyperparameters | g.hyperparameters))
+            HyperGroup(
+                ", ".join(g.patterns), self._resolve({**hyperparameters, **g.hyperparameters})
+            )
             for g in named
         ]
         hyper.append(HyperGroup(DEFAULT_GROUP, self._resolve(hyperparameters)))
@@ -241,15 +243,11 @@ class Optimizer:
             g.values.update(values)
 
     def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
-        before, after = (
-            HyperGroup("", v).values for v in (group.values, values)
-        )
+        before, after = (HyperGroup("", v).values for v in (group.values, values))
         static = {h.name for h in self.rule.hyperparameters if h.static}
         switch = [k for k in before if k in static and before[k] != after[k]]
         switch += [
-            k
-            for k in before
-            if k not in static and k != "lr" and _off(before[k]) != _off(after[k])
+            k for k in before if k not in static and k != "lr" and _off(before[k]) != _off(after[k])
         ]
         if switch:
             raise HyperparameterError(
@@ -476,37 +474,46 @@ class _Gradients:
 
     def __init__(self, leaves: list[Leaf]) -> None:
         self._leaves = leaves
-        self._arrays: list[AnyArray | None] = [None] * len(leaves)
+        self._arrays: list[Any] = []
         self._addresses = np.zeros(len(leaves), dtype=np.int64)
-        self._direct = [(leaf.array.shape, leaf.in_order) for leaf in leaves]
+        self._names = [leaf.name for leaf in leaves]
+        self._shapes = [leaf.array.shape for leaf in leaves]
+        self._in_order = all(leaf.in_order for leaf in leaves)
+        self._sizes = np.array([leaf.array.size for leaf in leaves], dtype=np.int64)
         spans = sorted(
             np.lib.array_utils.byte_bounds(leaf.array) for leaf in leaves if leaf.array.size
         )
         self._starts = np.array([s[0] for s in spans], dtype=np.int64)
         self._ends = np.maximum.accumulate(np.array([s[1] for s in spans], dtype=np.int64))
-        self._sizes = np.array([leaf.array.size for leaf in leaves], dtype=np.int64)
 
     def collect(self, named: dict[str, Any]) -> tuple[str | None, ...]:
         """Take the gradients and return their dtypes; raises before anything is kept."""
-        dtypes: list[str | None] = []
-        arrays: list[AnyArray | None] = []
-        widths: list[int] = []
-        for leaf, (shape, in_order) in zip(self._leaves, self._direct, strict=True):
-            g = named[leaf.name]
-            known = None
-            if type(g) is np.ndarray and g.shape == shape and in_order and g.flags.c_contiguous:
-                known = _NAMES.get(g.dtype)
-            if known is None and g is not None:
-                g, known = self._checked(leaf, g)
-            dtypes.append(known)
-            arrays.append(g)
-            widths.append(0 if g is None else g.itemsize)
+        arrays = [named[name] for name in self._names]
+        if not self._plain(arrays):
+            arrays = [
+                None if g is None else self._checked(leaf, g)
+                for leaf, g in zip(self._leaves, arrays, strict=True)
+            ]
+        dtypes = [None if g is None else g.dtype for g in arrays]
+        names = {d: None if d is None else d.name for d in set(dtypes)}
+        widths = {d: 0 if d is None else d.itemsize for d in names}
         self._arrays = arrays
-        self._addresses[:] = [0 if g is None else _address(g) for g in arrays]
-        self._separate(np.array(widths, dtype=np.int64))
-        return tuple(dtypes)
+        self._addresses[:] = _addresses(arrays)
+        self._separate(np.array([widths[d] for d in dtypes], dtype=np.int64) * self._sizes)
+        return tuple([names[d] for d in dtypes])
 
-    def _checked(self, leaf: Leaf, g: Any) -> tuple[AnyArray, str]:
+    def _plain(self, arrays: list[Any]) -> bool:
+        """Whether all are dense arrays of the right shapes and dtypes, as they nearly always are;
+        whole-list comparisons keep the check of hundreds of arrays cheap."""
+        return (
+            self._in_order
+            and set(map(type, arrays)) == {np.ndarray}
+            and [g.shape for g in arrays] == self._shapes
+            and False not in {g.flags.c_contiguous for g in arrays}
+            and {g.dtype for g in arrays} <= _PLAIN_DTYPES
+        )
+
+    def _checked(self, leaf: Leaf, g: Any) -> AnyArray:
         if not isinstance(g, np.ndarray):
             raise GradientError(
                 f"the gradient of {leaf.name!r} is {type(g).__name__}, not a NumPy array or None"
@@ -522,20 +529,17 @@ class _Gradients:
                 f"the gradient of {leaf.name!r} has dtype {g.dtype}: use one of "
                 f"{', '.join(_DTYPES)} in native byte order; nothing was changed"
             )
-        return leaf.dense(g), g.dtype.name
+        return leaf.dense(g)
 
     def _separate(self, widths: NDArray[np.int64]) -> None:
         """Copy gradients that lie in the memory of a parameter, which the step will write."""
         if not len(self._starts):
             return
-        ends = self._addresses + widths * self._sizes
-        before = np.searchsorted(self._starts, ends, side="left")
+        before = np.searchsorted(self._starts, self._addresses + widths, side="left")
         reach = np.where(before > 0, self._ends[before - 1], 0)
-        for k in np.flatnonzero((reach > self._addresses) & (widths > 0) & (self._sizes > 0)):
-            array = self._arrays[k]
-            assert array is not None
-            self._arrays[k] = array.copy()
-            self._addresses[k] = _address(cast(AnyArray, self._arrays[k]))
+        for k in np.flatnonzero((reach > self._addresses) & (widths > 0)):
+            self._arrays[k] = self._arrays[k].copy()
+            self._addresses[k] = self._arrays[k].ctypes.data
 
     def bind(self, runner: Runner) -> None:
         """Hand the gradients of a cohort to its runner."""
@@ -551,29 +555,33 @@ class _Gradients:
         self._arrays = []
 
 
-_NAMES = {as_dtype(name): name for name in _DTYPES[:3]}
+_PLAIN_DTYPES = {as_dtype(name) for name in _DTYPES[:3]}
 
 
-def _slow_address(array: AnyArray) -> int:
-    return int(array.ctypes.data)
+def _addresses(arrays: list[Any]) -> Any:
+    """The address of each array's data, 0 for None."""
+    if _HEADER_FIRST and len(arrays) >= _MANY and type(None) not in set(map(type, arrays)):
+        # `array.ctypes.data` costs a microsecond, which a step over hundreds of tensors feels.
+        objects = np.fromiter(map(id, arrays), dtype=np.int64, count=len(arrays))
+        return words_at(objects + object.__basicsize__)
+    return [0 if a is None else a.ctypes.data for a in arrays]
 
 
-def _header_address(array: AnyArray) -> int:
-    # The data pointer is the first field behind the object header (NumPy's C API). Reading it
-    # costs a sixth of `array.ctypes.data`, which a step over hundreds of tensors feels.
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
-
-
-def _choose_address() -> Callable[[AnyArray], int]:
+def _header_comes_first() -> bool:
+    """Whether the data pointer is the first field behind the object header, as NumPy's C API has
+    it and CPython lays objects out."""
     probes = [np.zeros(3), np.zeros((2, 2), np.float32)[1:], np.array(1.0)]
     try:
-        fast = all(_header_address(p) == _slow_address(p) for p in probes)
+        return all(
+            ctypes.c_void_p.from_address(id(p) + object.__basicsize__).value == p.ctypes.data
+            for p in probes
+        )
     except (TypeError, ValueError):
-        fast = False
-    return _header_address if fast else _slow_address
+        return False
 
 
-_address = _choose_address()
+_MANY = 32
+_HEADER_FIRST = _header_comes_first()
 
 
 class _Named(Optimizer):

@@ -151,7 +151,8 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
         x: `grad`, `param` (the float32 master where there is one), `average`, and the rule's slots.
         c: coefficients: those of the rule and those of `coefficients` below.
     """
-    o, statistics, blocked = recipe.o, {}, None
+    o, blocked = recipe.o, None
+    statistics: dict[str, Any] = {}
     p, g = x["param"], x["grad"]
     if recipe.unscale:
         g = g * c.inverse_loss_scale
@@ -173,9 +174,7 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
         g = g + c.decay * p
     elif recipe.decay == "decoupled":
         decayed = p - c.decay * p
-    update, stores = recipe.rule.update(
-        xp, g, decayed if recipe.decay_first else p, x, c, o
-    )
+    update, stores = recipe.rule.update(xp, g, decayed if recipe.decay_first else p, x, c, o)
     new = decayed + update
     if recipe.report:
         change = new - p

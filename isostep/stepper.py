@@ -70,9 +70,7 @@ class HyperGroup:
 
     def at(self, t: int) -> SimpleNamespace:
         """The values for the step that follows `t` completed ones."""
-        return SimpleNamespace(
-            **{k: v(t) if callable(v) else v for k, v in self.values.items()}
-        )
+        return SimpleNamespace(**{k: v(t) if callable(v) else v for k, v in self.values.items()})
 
 
 @dataclass
@@ -111,7 +109,7 @@ class Stepper:
         self.groups, self.options, self.engine = list(groups), options, engine
         self.iteration = 0
         self.skipped = 0
-        self.decay = options.decay or spelling.decay
+        self.decay: Literal["coupled", "decoupled"] = options.decay or spelling.decay
         self.leaves = [
             Leaf(name, array, group, rule.factored_axes(array.shape, self._static(group)))
             for (name, array), group in zip(arrays.items(), membership, strict=True)
@@ -192,7 +190,10 @@ class Stepper:
         for index, (leaf, grad) in enumerate(zip(self.leaves, grad_dtypes, strict=True)):
             if grad is None or leaf.array.size == 0:
                 continue
-            arrays = (Array("grad", grad), *(Array(n, a.dtype.name) for n, a in leaf.arrays.items()))
+            arrays = (
+                Array("grad", grad),
+                *(Array(n, a.dtype.name) for n, a in leaf.arrays.items()),
+            )
             key = (self.recipe(leaf), arrays, leaf.layout)
             sorted_in.setdefault(key, []).append(index)
         runners: list[Runner] = []
@@ -362,11 +363,7 @@ class Stepper:
             schedule = trace(self.recipe(leaf))
             sizes = {"grad": as_dtype(grad or "float32").itemsize * leaf.array.size}
             sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
-            moved = sum(
-                sum(sizes[name] for name in {n.name for n in step.inputs} | {*step.carried.values()})
-                + sum(sizes[name] for name in step.stores)
-                for step in schedule.passes
-            )
+            moved = sum(sizes[name] for step in schedule.passes for name in step.moves)
             passes = len(schedule.passes)
             compute = "float64" if leaf.array.dtype == np.float64 else "float32"
             entries.append(

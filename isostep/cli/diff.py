@@ -41,7 +41,4 @@ def diff(
         table.add_column(column, overflow="fold")
     for row in difference.rows:
         table.add_row(*map(Text, row))
-    console = Console()
-    console.print(table if difference.rows else "No difference.")
-    for note in difference.notes:
-        console.print(Text(note))
+    Console().print(table if difference.rows else f"{difference.title}: no difference")

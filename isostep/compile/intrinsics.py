@@ -4,9 +4,8 @@ half-precision conversions, and floating-point operations with exactly the freed
 Only the compiler imports this module, and with it Numba; running a cached kernel needs neither.
 """
 
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnusedParameter=false
+# Numba's extension API is untyped, and so is what is written in it.
+# pyright: basic
 
 from __future__ import annotations
 
@@ -76,24 +75,14 @@ def _llvm(builder, name, value, *others):
 
 def _same_type(name, emit, operands):
     """An operation whose operands and result have one floating type."""
-    if operands == 1:
 
-        @intrinsic
-        def operation(typingctx, x):
-            def codegen(context, builder, signature, args):
-                return emit(builder, *args)
+    def one(typingctx, x):
+        return x(x), lambda context, builder, signature, args: emit(builder, *args)
 
-            return x(x), codegen
+    def two(typingctx, x, y):
+        return x(x, x), lambda context, builder, signature, args: emit(builder, *args)
 
-    else:
-
-        @intrinsic
-        def operation(typingctx, x, y):
-            def codegen(context, builder, signature, args):
-                return emit(builder, *args)
-
-            return x(x, x), codegen
-
+    operation = intrinsic(one if operands == 1 else two)
     operation.__name__ = name
     return operation
 

@@ -11,6 +11,7 @@ Arrays are dense, in the order (batch, rows, columns).
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -69,7 +70,7 @@ def rows_chunks(shapes: list[Shape3]) -> tuple[Table, Table, int]:
         bounds = [rows * part // parts for part in range(parts + 1)]
         for batch in range(batches):
             tasks.append((tensor, batch, offset, parts))
-            for first, end in zip(bounds, bounds[1:], strict=False):
+            for first, end in itertools.pairwise(bounds):
                 chunks.append((tensor, batch, first, end, offset))
                 offset += columns
     return _table(chunks, ROWS_CHUNK), _table(tasks, COLUMN_TASK), offset

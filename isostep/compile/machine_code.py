@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.metadata
 import linecache
 import platform
@@ -18,9 +19,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import llvmlite.binding as llvm
-
 from isostep.compile import cache
+
+llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
 
 _lock = threading.RLock()
 _engines: list[Any] = []  # owners of loaded code: it lives as long as the process
@@ -100,8 +101,8 @@ def _load(code: bytes) -> Any:
 
 
 def _compile(source: str, entries: dict[str, str]) -> bytes:
-    from numba import njit, types
-
+    numba: Any = importlib.import_module("numba")
+    word = numba.types.int64
     filename = f"<isostep {cache.key(source)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     scope: dict[str, Any] = {"__name__": "isostep_kernel"}
@@ -112,8 +113,8 @@ def _compile(source: str, entries: dict[str, str]) -> bytes:
         python = scope[function]
         assert isinstance(python, FunctionType)
         # error_model: a checked division would keep loops from the vector unit.
-        dispatcher: Any = njit(
-            types.void(types.int64, types.int64, types.int64),
+        dispatcher: Any = numba.njit(
+            numba.types.void(word, word, word),
             error_model="numpy",
             fastmath={"contract"},
             no_cpython_wrapper=True,
@@ -175,7 +176,8 @@ define void @{entry}(ptr %args, ptr %counts, ptr %steps, ptr %context) {{
   %trouble = alloca ptr
   %address = ptrtoint ptr %context to i64
 {before}
-  %status = call i32 @"{inner}"(ptr %nothing, ptr %trouble, i64 %low, i64 %high, i64 %address) noinline
+  %status = call i32 @"{inner}"(
+    ptr %nothing, ptr %trouble, i64 %low, i64 %high, i64 %address) noinline
 {after}
   ret void
 }}

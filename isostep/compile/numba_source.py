@@ -137,6 +137,8 @@ class _PassWriter:
         self.columns = {a.name: k for k, a in enumerate(arrays)}
         self.compute = compute_dtype(arrays)
         self.late = _late_nodes(step)
+        self.names = {id(node): f"new_{name}" for name, node in step.stores.items()}
+        self.inlined = self._inlined()
         if len(_column_sums(step)) > 1 or any(
             r.domain == "row" and r.op != "mean" for r in step.reductions
         ):
@@ -171,7 +173,7 @@ class _PassWriter:
         if "batch" in words or "first_batch" in words:
             w.line("rows, columns = shapes[tensor * 2], shapes[tensor * 2 + 1]")
         for k, node in enumerate(self.step.scalars):
-            w.line(f"{_name(node)} = scalars[tensor * {len(self.step.scalars)} + {k}]")
+            w.line(f"{self._name(node)} = scalars[tensor * {len(self.step.scalars)} + {k}]")
 
     def _end(self) -> None:
         self.w.depth = 0
@@ -184,7 +186,7 @@ class _PassWriter:
         """Point at this tensor's array from an element offset on."""
         dtype = self.dtypes[name]
         address = f"arrays[tensor * {len(self.columns)} + {self.columns[name]}]"
-        self.w.line(f"{name}_at = {dtype}_at({address} + {_STORAGE[dtype]} * ({offset}))")
+        self.w.line(f"{name}_at = {dtype}_at({address} + {_STORAGE[dtype]} * {offset})")
 
     def _load(self, name: str, index: str) -> str:
         dtype = self.dtypes[name]
@@ -206,22 +208,46 @@ class _PassWriter:
             value = f"to_{dtype}({value})"
         self.w.line(f"{name}_at[{index}] = {value}")
 
-    def _operand(self, node: Symbol) -> str:
+    def _inlined(self) -> set[Symbol]:
+        """Values that stand inside the one expression that uses them, for the reader's sake."""
+        users: dict[Symbol, list[Symbol]] = {}
+        for node in self.step.nodes:
+            for arg in node.args:
+                users.setdefault(arg, []).append(node)
+        outputs = {id(s) for s in self.step.stores.values()}
+        return {
+            node
+            for node in self.step.nodes
+            if node.op not in ("sum", "mean")
+            and id(node) not in outputs
+            and len(users.get(node, [])) == 1
+            and users[node][0].op not in ("sum", "mean")
+            and users[node][0].domain == node.domain
+            and (users[node][0] in self.late) == (node in self.late)
+        }
+
+    def _name(self, node: Symbol) -> str:
+        if node.op == "input":
+            return f"c_{node.name}" if node.is_host else node.name
+        return self.names.get(id(node), f"v{node.index}")
+
+    def _operand(self, node: Symbol, nested: bool = True) -> str:
         if node.op == "constant":
             return f"{self.compute}({node.value!r})"
-        return _name(node)
+        return self._expression(node, nested) if node in self.inlined else self._name(node)
+
+    def _expression(self, node: Symbol, nested: bool = False) -> str:
+        if node.op == "after":
+            return self._operand(node.args[0], nested)
+        args = [self._operand(a, nested=node.op not in _FUNCTIONS) for a in node.args]
+        if node.op in _FUNCTIONS:
+            return f"{_FUNCTIONS[node.op]}({', '.join(args)})"
+        text = f"-{args[0]}" if node.op == "neg" else f" {_OPERATORS[node.op]} ".join(args)
+        return f"({text})" if nested else text
 
     def _assign(self, node: Symbol) -> None:
-        args = [self._operand(a) for a in node.args]
-        if node.op == "after":
-            text = args[0]
-        elif node.op == "neg":
-            text = f"-{args[0]}"
-        elif node.op in _OPERATORS:
-            text = f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
-        else:
-            text = f"{_FUNCTIONS[node.op]}({', '.join(args)})"
-        self.w.line(f"{_name(node)} = {text}")
+        if node not in self.inlined:
+            self.w.line(f"{self._name(node)} = {self._expression(node)}")
 
     def _nodes(self, domain: str, late: bool = False) -> Iterable[Symbol]:
         return (
@@ -253,17 +279,17 @@ class _PassWriter:
 
     def _zero(self, domain: str) -> None:
         for r in self._sums(domain):
-            self.w.line(f"{_name(r)}_sum = 0.0")
+            self.w.line(f"{self._name(r)}_sum = 0.0")
 
     def _accumulate(self, domain: str) -> None:
         for r in self._sums(domain):
-            total = f"{_name(r)}_sum"
+            total = f"{self._name(r)}_sum"
             self.w.line(f"{total} = accumulate({total}, {self._wide(r.args[0])})")
 
     def _keep_tensor_sums(self) -> None:
         sums = self._sums("tensor")
         for k, r in enumerate(sums):
-            self.w.line(f"tensor_sums[chunk * {len(sums)} + {k}] = {_name(r)}_sum")
+            self.w.line(f"tensor_sums[chunk * {len(sums)} + {k}] = {self._name(r)}_sum")
 
     def _element_names(self) -> list[str]:
         names = [name for _, name in self._given("element")]
@@ -284,7 +310,7 @@ class _PassWriter:
 
     def _body(self, load_index: str, store_index: str) -> None:
         for node, name in self._given("element"):
-            self.w.line(f"{_name(node)} = {self._load(name, load_index)}")
+            self.w.line(f"{self._name(node)} = {self._load(name, load_index)}")
         for node in self._nodes("element"):
             self._assign(node)
         for name, node in self._stores("element"):
@@ -314,13 +340,13 @@ class _PassWriter:
             for name in names:
                 self._array(name, "(batch * rows + i) * columns")
             for node, name in self._given("row"):
-                w.line(f"{_name(node)} = {self._load(name, 'i')}")
+                w.line(f"{self._name(node)} = {self._load(name, 'i')}")
             for node in self._nodes("row"):
                 self._assign(node)
             self._zero("row")
             with w.block("for j in range(columns):"):
                 for node, name in self._given("column"):
-                    w.line(f"{_name(node)} = {self._load(name, 'j')}")
+                    w.line(f"{self._name(node)} = {self._load(name, 'j')}")
                 for node in self._nodes("column"):
                     self._assign(node)
                 self._body("j", "j")
@@ -352,20 +378,20 @@ class _PassWriter:
             source = node.args[0]
             name = self.step.carried.get(source, source.name)
             over = "rows" if source.domain == "row" else "columns"
-            total = f"{_name(node)}_sum"
+            total = f"{self._name(node)}_sum"
             w.line(f"{total} = 0.0")
             with w.block(f"for k in range({over}):"):
                 value = load(name, over)
                 wide = value if self.compute == "float64" else f"widen({value})"
                 w.line(f"{total} = accumulate({total}, {wide})")
-            w.line(f"{_name(node)} = {self._narrow(f'{total} / {over}')}")
+            w.line(f"{self._name(node)} = {self._narrow(f'{total} / {over}')}")
 
     def _finish(self, domain: str, index: str, count: str) -> None:
         """The mean of a row (column), and what is computed and stored at its end."""
         for r in self._sums(domain):
-            self.w.line(f"{_name(r)} = {self._narrow(f'{_name(r)}_sum / {count}')}")
+            self.w.line(f"{self._name(r)} = {self._narrow(f'{self._name(r)}_sum / {count}')}")
         for node, name in self._given(domain, late=True):
-            self.w.line(f"{_name(node)} = {self._load(name, index)}")
+            self.w.line(f"{self._name(node)} = {self._load(name, index)}")
         for node in self._nodes(domain, late=True):
             self._assign(node)
         for name, node in self._stores(domain):
@@ -379,9 +405,11 @@ class _PassWriter:
             self._array(name, "batch * columns")
         self._bind_column_sums()
         with w.block("for j in range(columns):"):
-            w.line(f"{_name(total)}_sum = 0.0")
+            w.line(f"{self._name(total)}_sum = 0.0")
             with w.block("for part in range(parts):"):
-                w.line(f"{_name(total)}_sum = {_name(total)}_sum + sums[part * columns + j]")
+                w.line(
+                    f"{self._name(total)}_sum = {self._name(total)}_sum + sums[part * columns + j]"
+                )
             self._finish("column", "j", "rows")
         self._end()
 
@@ -399,11 +427,11 @@ class _PassWriter:
         for name in dict.fromkeys([*loads, *stores, *columns]):
             w.line(f"{name}_block = {self.compute}_stack({SHORT_MATRIX * LANES})")
         for node in [*self._nodes("matrix"), *self._row_values()]:
-            w.line(f"{_name(node)}_lanes = {self.compute}_stack({LANES})")
+            w.line(f"{self._name(node)}_lanes = {self.compute}_stack({LANES})")
         for r in self._sums("row"):
-            w.line(f"{_name(r)}_sums = float64_stack({LANES})")
+            w.line(f"{self._name(r)}_sums = float64_stack({LANES})")
         for r in self._sums("column"):
-            w.line(f"{_name(r)}_sums = float64_stack({SHORT_MATRIX * LANES})")
+            w.line(f"{self._name(r)}_sums = float64_stack({SHORT_MATRIX * LANES})")
         self._zero("tensor")
         with w.block(f"for block in range(first_batch, end_batch, {LANES}):"):
             w.line(f"lanes = min({LANES}, end_batch - block)")
@@ -447,12 +475,12 @@ class _PassWriter:
                 lambda name, length: self._load(name, f"(block + lane) * {length} + k")
             )
             for node in nodes:
-                self.w.line(f"{_name(node)}_lanes[lane] = {_name(node)}")
+                self.w.line(f"{self._name(node)}_lanes[lane] = {self._name(node)}")
 
     def _lane_zero(self, domain: str, count: str) -> None:
         for r in self._sums(domain):
             with self.w.block(f"for k in range({count} * {LANES}):"):
-                self.w.line(f"{_name(r)}_sums[k] = 0.0")
+                self.w.line(f"{self._name(r)}_sums[k] = 0.0")
 
     def _lane_rows(self) -> None:
         w = self.w
@@ -460,28 +488,28 @@ class _PassWriter:
             with w.block("for lane in range(lanes):"):
                 self._recall(self._nodes("matrix"))
                 for node, name in self._given("row"):
-                    w.line(f"{_name(node)} = {self._load(name, '(block + lane) * rows + i')}")
+                    w.line(f"{self._name(node)} = {self._load(name, '(block + lane) * rows + i')}")
                 for node in self._nodes("row"):
                     self._assign(node)
                 for node in self._row_values():
-                    w.line(f"{_name(node)}_lanes[lane] = {_name(node)}")
+                    w.line(f"{self._name(node)}_lanes[lane] = {self._name(node)}")
         self._lane_zero("row", "1")
         with w.block("for j in range(columns):"), w.block("for lane in range(lanes):"):
             self._recall([*self._nodes("matrix"), *self._row_values()])
             for node, name in self._given("column"):
-                w.line(f"{_name(node)} = {name}_block[j * {LANES} + lane]")
+                w.line(f"{self._name(node)} = {name}_block[j * {LANES} + lane]")
             for node in self._nodes("column"):
                 self._assign(node)
             element = f"(i * columns + j) * {LANES} + lane"
             for node, name in self._given("element"):
-                w.line(f"{_name(node)} = {name}_block[{element}]")
+                w.line(f"{self._name(node)} = {name}_block[{element}]")
             for node in self._nodes("element"):
                 self._assign(node)
             for name, node in self._stores("element"):
                 w.line(f"{name}_block[{element}] = {self._operand(node)}")
             for domain, lane in (("row", "lane"), ("column", f"j * {LANES} + lane")):
                 for r in self._sums(domain):
-                    total = f"{_name(r)}_sums[{lane}]"
+                    total = f"{self._name(r)}_sums[{lane}]"
                     w.line(f"{total} = {total} + {self._wide(r.args[0])}")
             self._accumulate("tensor")
         if self._sums("row"):
@@ -490,11 +518,11 @@ class _PassWriter:
 
     def _recall(self, nodes: Iterable[Symbol]) -> None:
         for node in nodes:
-            self.w.line(f"{_name(node)} = {_name(node)}_lanes[lane]")
+            self.w.line(f"{self._name(node)} = {self._name(node)}_lanes[lane]")
 
     def _lane_finish(self, domain: str, lane: str, count: str, length: str, index: str) -> None:
         for r in self._sums(domain):
-            self.w.line(f"{_name(r)}_sum = {_name(r)}_sums[{lane}]")
+            self.w.line(f"{self._name(r)}_sum = {self._name(r)}_sums[{lane}]")
         self._finish(domain, f"(block + lane) * {length} + {index}", count)
 
 
@@ -502,15 +530,7 @@ def _late_nodes(step: Pass) -> set[Symbol]:
     """Row and column values that are known only at the end of their row or column."""
     late: set[Symbol] = set()
     for node in step.nodes:
-        if node in step.reductions or any(
-            a in late and a.domain == node.domain for a in node.args
-        ):
-            if node.domain in ("row", "column"):
-                late.add(node)
+        follows = any(a in late and a.domain == node.domain for a in node.args)
+        if node.domain in ("row", "column") and (node in step.reductions or follows):
+            late.add(node)
     return late
-
-
-def _name(node: Symbol) -> str:
-    if node.op == "input":
-        return f"c_{node.name}" if node.is_host else node.name
-    return f"v{node.index}"

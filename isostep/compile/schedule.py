@@ -37,6 +37,13 @@ class Pass:
     stores: dict[str, Symbol] = field(default_factory=dict[str, Symbol])
 
     @property
+    def moves(self) -> list[str]:
+        """The arrays that it reads and those that it writes; one that it does both to stands
+        twice."""
+        reads = {n.name for n in self.inputs} | set(self.carried.values())
+        return [*sorted(reads), *self.stores]
+
+    @property
     def tensor_sums(self) -> list[Symbol]:
         """The reductions to one value per tensor, which the host completes."""
         return [r for r in self.reductions if r.domain == "tensor"]
@@ -48,14 +55,21 @@ class Schedule:
 
     Args:
         passes: in order of execution.
-        host: per-tensor and per-step nodes in order of evaluation.
+        inputs: coefficients that are read.
+        constants: numbers that the host or a pass reads.
+        step_sums: for each pass the sums over all tensors that must be known before it.
+        host: for each pass the per-tensor and per-step values that the host computes before it, in
+            order of evaluation.
         statistics: per-tensor sums by name, known after the last pass.
         blocked: the per-step count that stops the step if it is not zero; known after pass 0.
     """
 
     graph: Graph
     passes: list[Pass]
-    host: list[Symbol]
+    inputs: list[Symbol]
+    constants: list[Symbol]
+    step_sums: list[list[Symbol]]
+    host: list[list[Symbol]]
     statistics: dict[str, Symbol]
     blocked: Symbol | None
 
@@ -111,8 +125,28 @@ def schedule(
         ]
         _collect(step, number, places, reduced)
         passes.append(step)
-    host = [n for n in needed if n.is_host]
-    return Schedule(graph, passes, host, statistics, blocked)
+    return Schedule(
+        graph,
+        passes,
+        inputs=[n for n in needed if n.op == "input" and n.is_host],
+        constants=[n for n in needed if n.op == "constant"],
+        step_sums=[
+            [n for n in needed if n.op == "sum" and n.domain == "step" and places[n].number == k]
+            for k in range(last + 1)
+        ],
+        host=[
+            [
+                n
+                for n in needed
+                if n.is_host
+                and n.op not in ("input", "constant", "sum", "mean")
+                and places[n].number == k
+            ]
+            for k in range(last + 1)
+        ],
+        statistics=statistics,
+        blocked=blocked,
+    )
 
 
 def _place(graph: Graph) -> dict[Symbol, _Place]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from isostep.dialects import keras, optax, paddle, tf_keras, torch
 from isostep.dialects.base import CLIP_KINDS, REQUIRED, Averaging, ClipKind, Dialect, Spelling
-from isostep.dialects.difference import Table, compare
+from isostep.dialects.difference import compare
 from isostep.errors import UnknownNameError, nearest
 from isostep.rules import Rule
+from isostep.table import Table
 
 __all__ = [
     "CLIP_KINDS",
@@ -26,7 +27,9 @@ __all__ = [
     "names",
 ]
 
-_dialects = {module.DIALECT.name: module.DIALECT for module in (torch, keras, tf_keras, paddle, optax)}
+_dialects = {
+    module.DIALECT.name: module.DIALECT for module in (torch, keras, tf_keras, paddle, optax)
+}
 
 
 def names() -> list[str]:
@@ -44,14 +47,13 @@ def get(name: str | Dialect) -> Dialect:
         return name
     if name not in _dialects:
         raise UnknownNameError(
-            f"there is no dialect {name!r}{nearest(name, _dialects)} (known: {', '.join(_dialects)})"
+            f"there is no dialect {name!r}{nearest(name, _dialects)} "
+            f"(known: {', '.join(_dialects)})"
         )
     return _dialects[name]
 
 
-def difference(
-    rule: str | Rule, a: str | Dialect, b: str | Dialect, *, all: bool = False
-) -> Table:
+def difference(rule: str | Rule, a: str | Dialect, b: str | Dialect, *, all: bool = False) -> Table:
     """What differs between two dialects of one rule, as a table that prints as plain text.
 
     Args:

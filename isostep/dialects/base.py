@@ -54,6 +54,7 @@ class Spelling:
             given, they keep the value that they have by default.
         unsupported: argument -> the only value that isostep allows: a part of the framework's
             mathematics that the rule does not have.
+        in_float32: hyperparameters that the framework rounds to float32 also for float64 arrays.
         slots: slot of the rule -> the framework's name for it.
         decay: where weight decay acts.
         decay_times_lr: decoupled decay is multiplied by the learning rate.
@@ -77,6 +78,7 @@ class Spelling:
     none_is_machine_epsilon: tuple[str, ...] = ()
     without_effect: tuple[str, ...] = ()
     unsupported: Mapping[str, Any] = field(default_factory=_nothing)
+    in_float32: tuple[str, ...] = ()
     decay: Literal["coupled", "decoupled"] = "coupled"
     decay_times_lr: bool = True
     decay_first: bool = False
@@ -152,7 +154,7 @@ class Spelling:
             raise UnknownNameError(self._unknown(rule, key))
         if len(names) == 1:
             return [(names[0], key, value)]
-        parts: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else ()
+        parts = tuple(cast(Iterable[Any], value)) if isinstance(value, Iterable) else ()
         if len(parts) != len(names):
             raise HyperparameterError(
                 f"{key}={value!r} is not allowed: give {len(names)} values, {', '.join(names)}"
@@ -184,7 +186,11 @@ def negative(value: Any) -> Any:
         return not value
     if callable(value):
         schedule = cast(Callable[[Any], Any], value)
-        return lambda step: -schedule(step)  # pyright: ignore[reportUnknownLambdaType]
+
+        def opposite(step: Any) -> Any:
+            return -schedule(step)
+
+        return opposite
     try:
         return -value
     except TypeError:  # not a number: the check that follows says so

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import zip_longest
-from textwrap import wrap
 from typing import Any
 
 from isostep import rules
 from isostep.dialects.base import CLIP_KINDS, Dialect, Spelling
 from isostep.errors import UnknownNameError
 from isostep.rules import Rule
-
-_WIDTH = 48  # of a column of the printed table
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table of text.
-
-    Args:
-        title: what it shows.
-        columns: the heads of its columns.
-        rows: one list of cells per row.
-    """
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return f"{self.title}: no difference"
-        cells = [
-            [wrap(cell, _WIDTH) or [""] for cell in row] for row in (self.columns, *self.rows)
-        ]
-        widths = [max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()
-            for row in cells
-            for parts in zip_longest(*row, fillvalue="")
-        ]
-        height = max(len(cell) for cell in cells[0])
-        lines.insert(height, "  ".join("-" * width for width in widths))
-        return "\n".join([self.title, *lines])
+from isostep.table import Table
 
 
 def compare(rule: str | Rule, a: Dialect, b: Dialect, *, all: bool = False) -> Table:
@@ -55,10 +20,12 @@ def compare(rule: str | Rule, a: Dialect, b: Dialect, *, all: bool = False) -> T
     )
     aspects = list(dict.fromkeys([*left, *right]))
     rows = [[aspect, left.get(aspect, "-"), right.get(aspect, "-")] for aspect in aspects]
+    shown = [row for row in rows if all or row[1] != row[2]]
     return Table(
         title=f"{rule.name if isinstance(rule, Rule) else rule}: {a.name} and {b.name}",
         columns=["aspect", a.name, b.name],
-        rows=[row for row in rows if all or row[1] != row[2]],
+        rows=shown,
+        notes=[] if shown else ["no difference"],
     )
 
 
@@ -79,6 +46,7 @@ def _described(spelling: Spelling, rule: Rule, dialect: Dialect) -> dict[str, st
     for name, value in defaults.items():
         cells[f"argument: {name}"] = _argument(spelling, name)
         cells[f"default: {name}"] = _value(spelling, name, value)
+    cells["held in float32"] = ", ".join(spelling.in_float32) or "-"
     cells["weight decay"] = _decay(spelling)
     for slot in rule.slots:
         start = defaults[slot.initial] if isinstance(slot.initial, str) else slot.initial

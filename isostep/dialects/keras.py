@@ -168,6 +168,8 @@ ADAFACTOR = Spelling(
         "with relative_step=False as well, and under a schedule",
         "keras-adafactor-stores-full-second-moment: Keras also keeps v of the variable's shape, "
         "computed anew from the factors in each step; isostep keeps the factors only",
+        "keras-adafactor-means-in-float32: on the JAX and torch backends every mean is a float32, "
+        "also of float64 variables",
         "keras-adafactor-decay-in-variable-dtype: t^beta_2_decay and 1/sqrt(t) are computed in "
         "the dtype of the variable",
     ),
@@ -207,6 +209,9 @@ DIALECT = Dialect(
     quirks=(
         "keras-learning-rate-in-floatx: the learning rate is held in floatx, which is float32 by "
         "default, whatever the dtype of the variables",
+        "keras-casts-through-float32: on the TensorFlow backend a number that Keras casts to the "
+        "dtype of a variable is rounded to float32 first: weight decay, the momentum of SGD, the "
+        "betas of Adam in their powers, the initial accumulator of Adagrad",
         "keras-decay-before-update: weight decay is decoupled in every rule and is applied before "
         "the rule reads the variable",
     ),

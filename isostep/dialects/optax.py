@@ -166,6 +166,8 @@ ADAFACTOR = Spelling(
     quirks=(
         "optax-adafactor-decay-rate-in-float32: 1 - t^-decay_rate is computed in float32 also for "
         "float64 parameters",
+        "optax-adafactor-momentum-in-float32: the average of the updates is stored in "
+        "dtype_momentum, float32 by default, also for float64 parameters",
         "optax-adafactor-decay-without-learning-rate: weight_decay_rate is not multiplied by the "
         "learning rate",
     ),

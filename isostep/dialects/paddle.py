@@ -1,4 +1,7 @@
-"""How Paddle spells the rules. Source: Paddle 3.3, `paddle/optimizer/*.py` and its CPU kernels."""
+"""How Paddle spells the rules. Source: Paddle 3.3, `paddle/optimizer/*.py`.
+
+Which hyperparameters its kernels take as float32 was measured on the CPU, with float64 parameters.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ MOMENTUM = Spelling(
     fixed=SGD.fixed,
     none_means=_NO_DECAY,
     slots=SGD.slots,
+    in_float32=("momentum", "weight_decay"),
     formula="b = momentum*b + g; p -= lr*b (nesterov: lr*(g + momentum*b))",
 )
 
@@ -62,6 +66,7 @@ ADAGRAD = Spelling(
     fixed={"eps_in_root": False, "lr_decay": 0.0},
     none_means=_NO_DECAY,
     slots={"sum": "moment"},
+    in_float32=("eps",),
     formula="s += g^2; p -= lr*g / (sqrt(s) + eps)",
 )
 
@@ -85,6 +90,7 @@ RMSPROP = Spelling(
         "grad_avg": "mean_grad",
         "momentum_buffer": "momentum",
     },
+    in_float32=("alpha", "eps", "momentum"),
     formula="b = momentum*b + lr*g / sqrt(v [- gbar^2] + eps); p -= b",
     quirks=(
         "paddle-rmsprop-keeps-all-slots: Paddle keeps momentum and mean_grad also where neither "
@@ -99,6 +105,7 @@ ADADELTA = Spelling(
     defaults={"lr": 1e-3, "eps": 1e-6, "rho": 0.95, "weight_decay": None},
     none_means=_NO_DECAY,
     slots={"square_avg": "_avg_squared_grad", "acc_delta": "_avg_squared_update"},
+    in_float32=("rho", "eps"),
     formula="p -= lr * sqrt(D + eps)/sqrt(E + eps) * g",
 )
 
@@ -120,6 +127,7 @@ ADAMW = Spelling(
     defaults=_ADAM_DEFAULTS | {"weight_decay": 0.01},
     fixed=ADAM.fixed,
     slots=_ADAM_SLOTS,
+    in_float32=("weight_decay",),
     decay="decoupled",
     formula=_ADAM_FORMULA,
 )

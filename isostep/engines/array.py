@@ -1,7 +1,7 @@
 """The array engine: the same passes, computed by any array namespace on whole arrays.
 
 It is the fallback where no kernel can run and the check of those that do. Each pass evaluates the
-traced nodes one by one; a pass boundary is where sums over tensors are combined, as in every engine.
+traced nodes one by one; between passes sums over tensors are combined, as in every engine.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class ArrayRunner:
         step = self.cohort.schedule.passes[number]
         each = [np.broadcast_to(s, len(self.arrays)) for s in scalars]
         sums = [
-            self._tensor(step, index, [s[index] for s in each])
-            for index in range(len(self.arrays))
+            self._tensor(step, index, [s[index] for s in each]) for index in range(len(self.arrays))
         ]
         return [np.array(column, dtype=np.float64) for column in zip(*sums, strict=True)]
 

@@ -2,8 +2,8 @@
 
 A cohort is all tensors with the same recipe, the same dtypes and the same layout. `execute` takes
 several cohorts through their passes in step: after each pass the sums are combined over chunks,
-tensors and cohorts, and the scalars of the next pass are computed, in float64 on the host. Sums over
-tensors are exact before rounding, so their order does not matter.
+tensors and cohorts, and the scalars of the next pass are computed, in float64 on the host. Sums
+over tensors are exact before rounding, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isostep.compile.layout import Layout, Shape3
 from isostep.compile.numba_source import Array, compute_dtype
-from isostep.compile.schedule import Pass, Schedule
+from isostep.compile.schedule import Schedule
 from isostep.compile.trace import Symbol
 
 Floats = NDArray[np.float64]
@@ -104,38 +104,35 @@ class _Values:
     """The host's side of one cohort: values per tensor and per step, as they become known."""
 
     def __init__(self, cohort: Cohort, coefficients: dict[str, Any]) -> None:
-        self.cohort = cohort
-        self.known: dict[int, Any] = {}
-        self.waiting: list[Symbol] = []
-        self.step_sums: list[Symbol] = []
-        for node in cohort.schedule.host:
-            if node.op == "constant":
-                self.known[node.index] = node.value
-            elif node.op == "input":
-                self.known[node.index] = coefficients[node.name]
-            else:
-                self.waiting.append(node)
+        self.cohort, self.schedule = cohort, cohort.schedule
+        self.known: dict[int, Any] = {n.index: n.value for n in self.schedule.constants}
+        for node in self.schedule.inputs:
+            self.known[node.index] = coefficients[node.name]
 
-    def advance(self) -> None:
-        """Compute everything whose operands are known."""
-        rest: list[Symbol] = []
-        for node in self.waiting:
-            if node.op in ("sum", "mean") or any(a.index not in self.known for a in node.args):
-                rest.append(node)
-            else:
-                operands = (self.known[a.index] for a in node.args)
-                self.known[node.index] = _HOST[node.op](*operands)
-        self.waiting = rest
-
-    def receive(self, step: Pass, sums: Sequence[Floats]) -> None:
+    def run(self, runner: Runner, number: int) -> None:
+        """Compute what pass `number` waits for, run it, and take in its sums."""
+        known, step = self.known, self.schedule.passes[number]
+        for node in self.schedule.host[number]:
+            known[node.index] = _HOST[node.op](*[known[a.index] for a in node.args])
+        sums = runner.run(number, [known[s.index] for s in step.scalars])
         for node, total in zip(step.tensor_sums, sums, strict=True):
-            self.known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
+            known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
 
-    def ready_step_sums(self) -> list[Symbol]:
-        return [
-            n for n in self.waiting if n.domain == "step" and n.op == "sum"
-            and n.args[0].index in self.known and n.index not in self.known
-        ]
+    def step_sums(self, number: int) -> list[Symbol]:
+        """The sums over all tensors that are due before pass `number`."""
+        sums = self.schedule.step_sums
+        return sums[number] if number < len(sums) else []
+
+    @property
+    def blocked(self) -> int:
+        """The count that stops the step, if it is known yet."""
+        node = self.schedule.blocked
+        return 0 if node is None else int(self.known.get(node.index, 0))
+
+    def statistics(self) -> dict[str, Floats]:
+        """The sums that were asked for, as far as they are known."""
+        found = self.schedule.statistics
+        return {n: self.known[s.index] for n, s in found.items() if s.index in self.known}
 
 
 def execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
@@ -155,43 +152,26 @@ def execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -
 
 def _execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
     values = [_Values(r.cohort, c) for r, c in zip(runners, coefficients, strict=True)]
-    for number in range(max((len(r.cohort.schedule.passes) for r in runners), default=0)):
+    for number in range(max((len(v.schedule.passes) for v in values), default=0)):
+        _combine(values, number)
+        if number and values[0].blocked:
+            return Outcome(values[0].blocked, [v.statistics() for v in values])
         for runner, value in zip(runners, values, strict=True):
-            if number < len(runner.cohort.schedule.passes):
-                step = runner.cohort.schedule.passes[number]
-                value.advance()
-                sums = runner.run(number, [value.known[s.index] for s in step.scalars])
-                value.receive(step, sums)
-        _combine(values)
-        blocked = sum(_blocked(v) for v in values[:1])
-        if number == 0 and blocked:
-            return Outcome(blocked, [_statistics(v) for v in values])
-    return Outcome(0, [_statistics(v) for v in values])
+            if number < len(value.schedule.passes):
+                value.run(runner, number)
+    return Outcome(0, [v.statistics() for v in values])
 
 
-def _combine(values: list[_Values]) -> None:
+def _combine(values: list[_Values], number: int) -> None:
     """Sums over all tensors: the n-th such sum of every cohort is one and the same."""
-    ready = [v.ready_step_sums() for v in values]
-    for same in zip(*ready, strict=True):
-        terms = (v.known[n.args[0].index] for v, n in zip(values, same, strict=True))
-        total = _exact_sum(np.concatenate([np.atleast_1d(t) for t in terms]))
+    for same in zip(*(v.step_sums(number) for v in values), strict=True):
+        terms = [v.known[n.args[0].index] for v, n in zip(values, same, strict=True)]
+        total = _exact_sum(np.concatenate(terms))
         for value, node in zip(values, same, strict=True):
             value.known[node.index] = total
-    for value, nodes in zip(values, ready, strict=True):
-        value.waiting = [n for n in value.waiting if n not in nodes]
 
 
 def _exact_sum(terms: Floats) -> float:
     if np.isfinite(terms).all():
         return math.fsum(terms)
-    return float(terms.sum())  # fsum refuses infinities of both signs and overflow
-
-
-def _blocked(values: _Values) -> int:
-    node = values.cohort.schedule.blocked
-    return 0 if node is None else int(values.known.get(node.index, 0))
-
-
-def _statistics(values: _Values) -> dict[str, Floats]:
-    found = values.cohort.schedule.statistics
-    return {n: values.known[s.index] for n, s in found.items() if s.index in values.known}
+    return float(terms.sum())  # fsum refuses infinities of both signs

@@ -51,7 +51,9 @@ class Leaf:
     def _axis_order(self) -> tuple[int, ...]:
         axes = range(self.array.ndim)
         if self.factored_axes is not None:
-            return tuple([a for a in axes if a not in self.factored_axes] + list(self.factored_axes))
+            return tuple(
+                [a for a in axes if a not in self.factored_axes] + list(self.factored_axes)
+            )
         # Without rows and columns any order of memory will do.
         return tuple(sorted(axes, key=lambda axis: -self.array.strides[axis]))
 

@@ -19,6 +19,17 @@ from isostep.engines.cohort import Cohort, Floats
 
 Table = NDArray[np.int64]
 
+_GATHER = """
+from isostep.compile.intrinsics import int64_at
+
+
+def gather(low, high, context):
+    tables = int64_at(context)
+    objects, words = int64_at(tables[0]), int64_at(tables[1])
+    for k in range(low, high):
+        words[k] = int64_at(objects[k])[0]
+"""
+
 SERIAL_BELOW = 1 << 14  # elements: under this, waking threads costs more than they save
 
 
@@ -51,9 +62,7 @@ class NativeRunner:
         # The first chunk of each tensor: chunks stand in the order of tensors.
         self._first_chunks = np.unique(self._chunks[:, 0], return_index=True)[1]
         self._bounds: dict[tuple[int, bool], Table] = {}
-        self._passes = [
-            _PassTables(self, number) for number in range(len(cohort.schedule.passes))
-        ]
+        self._passes = [_PassTables(self, number) for number in range(len(cohort.schedule.passes))]
 
     @property
     def source(self) -> str:
@@ -125,6 +134,16 @@ class _PassTables:
         if not self._sums.size:
             return []
         return list(np.add.reduceat(self._sums, runner._first_chunks, axis=0).T)
+
+
+def words_at(addresses: Table) -> Table:
+    """The eight bytes at each address, read in one call."""
+    words = np.empty_like(addresses)
+    context = np.array([addresses.ctypes.data, words.ctypes.data], dtype=np.int64)
+    whole = np.array([[0, len(addresses)]], dtype=np.int64)
+    gather = machine_code.build(_GATHER).addresses["gather"]
+    threads.run(gather, whole, int(context.ctypes.data))
+    return words
 
 
 def _cut(work: Floats, parts: int) -> Table:

@@ -6,8 +6,9 @@ $$ r_t = \beta_t r_{t-1} + (1-\beta_t) \operatorname{mean}_{col} G_t, \quad
    c_t = \beta_t c_{t-1} + (1-\beta_t) \operatorname{mean}_{row} G_t, \quad
    v_t = \frac{r_t \, c_t}{\operatorname{mean} r_t} $$
 $$ u_t = \frac{g_t}{\sqrt{v_t}}, \qquad
-   \hat u_t = \frac{u_t}{\max(1, \operatorname{RMS}(u_t) / d)}, \qquad
-   \theta_t = \theta_{t-1} - \rho_t \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \, \hat u_t $$
+   \hat u_t = \frac{u_t}{\max(1, \operatorname{RMS}(u_t) / d)} $$
+$$ \theta_t = \theta_{t-1}
+   - \rho_t \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \, \hat u_t $$
 
 where $\rho_t = \min(\gamma, 1/\sqrt t)$ if `relative_step`, else $\gamma$. Tensors that are not
 factored keep $v_t = \beta_t v_{t-1} + (1-\beta_t) G_t$. With `clamp_eps` (PyTorch) $\epsilon_1$

@@ -95,7 +95,7 @@ class Hyperparameter:
         if callable(value):
             return value
         try:
-            number = float(value)
+            number = float(value if value is not None else "None")
         except (TypeError, ValueError):
             raise HyperparameterError(
                 f"{name}={value!r} is not a number: it must lie in {self.range}"
@@ -105,7 +105,9 @@ class Hyperparameter:
             self.high is None or number < self.high or (number == self.high and not self.open_high)
         )
         if not (above and below):  # also refuses NaN, which compares false with everything
-            raise HyperparameterError(f"{name}={value!r} is out of range: it must lie in {self.range}")
+            raise HyperparameterError(
+                f"{name}={value!r} is out of range: it must lie in {self.range}"
+            )
         return number
 
 
@@ -147,7 +149,8 @@ class Rule:
         coefficients: `(xp, t, h) -> {name: scalar}`; `t` is the step count, 1 at the first step;
             `h` the hyperparameters; both may be arrays over groups, so `xp.where` and not `if`
             decides on numbers, while flags and choices are plain Python values.
-        update: `(xp, g, p, slots, c, o) -> (update, new slots)`; `update` is added to the parameter.
+        update: `(xp, g, p, slots, c, o) -> (update, new slots)`; what it returns first is added to
+            the parameter.
         switches: `h -> {name: flag}`: what selects code; read by `update` as `o`. The flag
             `factored` is added to them for rules with `factored_axes`.
         factored_axes: `(shape, h) -> (row axis, column axis)` of a tensor that keeps factors, or

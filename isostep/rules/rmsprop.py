@@ -6,7 +6,7 @@ $$ v_t = \alpha v_{t-1} + (1-\alpha) g_t^2, \quad
 $$ b_t = \mu b_{t-1} + d_t, \qquad \theta_t = \theta_{t-1} - \gamma b_t $$
 
 The bracket is the centered form. Source: Hinton, "Neural networks for machine learning", lecture 6
-(2012); centered: Graves, arXiv:1308.0850, equations 38-45; Nesterov and bias correction as in optax.
+(2012); centered: Graves, arXiv:1308.0850, equations 38-45; Nesterov and bias correction: optax.
 
 Slots, of the parameter's shape: `square_avg` (`initial_scale`), `grad_avg` (zeros, if centered),
 `momentum_buffer` (zeros, with momentum).

@@ -74,7 +74,7 @@ def rates_figure(places: Sequence[Standing], colours: Mapping[str, str]) -> "Fig
             x=list(found.diverged),
             y=[cross_height(high, standing)] * len(found.diverged),
             hovertemplate="lr %{x}: diverged",
-            marker={"color": colours[label], "line": {"width": 2}, "size": 9, "symbol": "x-thin"},
+            marker={"color": colours[label], "size": 9, "symbol": "x"},
             mode="markers",
         )
     rates = [trial.learning_rate for standing in places for trial in standing.trials]

@@ -1,0 +1,94 @@
+"""The parameter lists that are stepped: shapes of real models, filled with random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A named list of parameter shapes.
+
+    Args:
+        name: as the command line spells it.
+        shapes: the parameters, in PyTorch's axis order.
+        tensors, elements: how many there must be.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+    tensors: int
+    elements: int
+
+    def __post_init__(self) -> None:
+        elements = sum(math.prod(shape) for shape in self.shapes)
+        if (len(self.shapes), elements) != (self.tensors, self.elements):
+            raise ValueError(f"{self.name} has {len(self.shapes)} tensors of {elements} elements")
+
+    def arrays(self, scale: float, seed: int) -> list[Floats]:
+        """Normally distributed float32 arrays, one for each parameter."""
+        rng = np.random.default_rng(seed)
+        arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in self.shapes]
+        for array in arrays:
+            array *= np.float32(scale)
+        return arrays
+
+
+def _mini() -> list[Shape]:
+    return [(8, 8), (8,), (8, 4, 3, 3), (5,)]
+
+
+def _tiny() -> list[Shape]:
+    return [(64, 64), (64,)] * 250
+
+
+def _resnet50() -> list[Shape]:
+    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
+    inside = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            outside = 4 * width
+            shapes += [(width, inside, 1, 1), (width,), (width,)]
+            shapes += [(width, width, 3, 3), (width,), (width,)]
+            shapes += [(outside, width, 1, 1), (outside,), (outside,)]
+            if block == 0:
+                shapes += [(outside, inside, 1, 1), (outside,), (outside,)]
+            inside = outside
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def _gpt2() -> list[Shape]:
+    width, layers = 768, 12
+    layer: list[Shape] = [
+        *[(width,)] * 2,
+        *[(width, 3 * width), (3 * width,)],
+        *[(width, width), (width,)],
+        *[(width,)] * 2,
+        *[(width, 4 * width), (4 * width,)],
+        *[(4 * width, width), (width,)],
+    ]
+    return [(50257, width), (1024, width), *layer * layers, (width,), (width,)]
+
+
+_BUILDERS: dict[str, tuple[Callable[[], list[Shape]], int, int]] = {
+    "mini": (_mini, 4, 365),
+    "tiny": (_tiny, 500, 1_040_000),
+    "resnet50": (_resnet50, 161, 25_557_032),
+    "gpt2": (_gpt2, 148, 124_439_808),
+}
+NAMES = tuple(_BUILDERS)
+DEFAULT = ("tiny", "resnet50", "gpt2")
+
+
+def get(name: str) -> Model:
+    """The model of this name."""
+    build, tensors, elements = _BUILDERS[name]
+    return Model(name, tuple(build()), tensors, elements)

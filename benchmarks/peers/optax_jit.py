@@ -1,0 +1,51 @@
+"""optax on JAX: the whole step under jit, with parameters and state donated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.cases import EMA_MOMENTUM, GLOBAL_NORM, LEARNING_RATE, Case
+from benchmarks.models import Floats
+from benchmarks.timing import Contestant
+
+
+def _transformation(case: Case) -> optax.GradientTransformation:
+    make = getattr(optax, case.rule.lower())
+    rule = make(LEARNING_RATE[case.rule], **case.hyperparameters)
+    return optax.chain(optax.clip_by_global_norm(GLOBAL_NORM), rule) if case.composite else rule
+
+
+def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterator[Contestant]:
+    """`update`, `apply_updates` and the average as one compiled function."""
+    optimizer = _transformation(case)
+
+    def update(kept: Any, gradients: Any) -> Any:
+        old, state, averages = kept
+        updates, state = optimizer.update(gradients, state, old)
+        new = optax.apply_updates(old, updates)
+        if case.composite:
+            averages = optax.incremental_update(new, averages, 1 - EMA_MOMENTUM)
+        return new, state, averages
+
+    compiled = jax.jit(update, donate_argnums=0)
+    gradients = [jnp.array(g) for g in grads]
+    values = [jnp.array(p) for p in params]
+    averages = [jnp.array(p) for p in params] if case.composite else []
+    kept = [(values, optimizer.init(values), averages)]
+    del values, averages
+
+    def step() -> None:
+        kept[0] = compiled(kept[0], gradients)
+        jax.block_until_ready(kept[0])
+
+    yield Contestant("optax", "optax", step)
+
+
+def versions() -> dict[str, str]:
+    """The versions of JAX and optax."""
+    return {"jax": jax.__version__, "optax": optax.__version__}
