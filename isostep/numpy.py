@@ -514,6 +514,8 @@ class _Gradients:
         )
 
     def _checked(self, leaf: Leaf, g: Any) -> AnyArray:
+        if isinstance(g, np.generic):  # what arithmetic on 0-d arrays gives
+            g = np.asarray(g)
         if not isinstance(g, np.ndarray):
             raise GradientError(
                 f"the gradient of {leaf.name!r} is {type(g).__name__}, not a NumPy array or None"

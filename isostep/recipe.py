@@ -101,6 +101,7 @@ class Recipe:
         maximize: ascend.
         decay: None, `"coupled"` or `"decoupled"`.
         decay_first: the rule sees the decayed parameter (Keras); it matters to Adafactor only.
+        idle: there is no gradient; only the average moves (Keras 3 averages every variable).
         master: `param` is a float32 copy, stored besides as `model` in the model's dtype.
         average: keep a moving average.
         overwrite: the average may overwrite the parameter.
@@ -116,6 +117,7 @@ class Recipe:
     maximize: bool = False
     decay: Literal["coupled", "decoupled"] | None = None
     decay_first: bool = False
+    idle: bool = False
     master: bool = False
     average: bool = False
     overwrite: bool = False
@@ -151,21 +153,33 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
         x: `grad`, `param` (the float32 master where there is one), `average`, and the rule's slots.
         c: coefficients: those of the rule and those of `coefficients` below.
     """
-    o, blocked = recipe.o, None
-    statistics: dict[str, Any] = {}
-    p, g = x["param"], x["grad"]
+    result = StepResult({}, {}, None)
+    new = x["param"] if recipe.idle else _stepped(xp, recipe, x, c, result)
+    if recipe.average:
+        average = c.average_momentum * x["average"] + c.one_minus_average_momentum * new
+        result.stores["average"] = average
+        if recipe.overwrite:
+            new = xp.where(c.overwrite_now > 0, average, new)
+    if not recipe.idle or recipe.overwrite:
+        result.stores["param"] = new
+    return result
+
+
+def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepResult) -> Any:
+    """The parameter after the rule; slots and sums go into `result`."""
+    p, g, sums = x["param"], x["grad"], result.statistics
     if recipe.unscale:
         g = g * c.inverse_loss_scale
-    bad = 1.0 - xp.isfinite(g)
     if recipe.report:
-        statistics["grad_sq"] = xp.sum(g * g, per="tensor")
+        sums["grad_sq"] = xp.sum(g * g, per="tensor")
     if recipe.report or recipe.nonfinite != "propagate":
-        statistics["nonfinite"] = xp.sum(bad, per="tensor")
-    if recipe.nonfinite != "propagate":
-        blocked = xp.sum(bad, per="step")
+        bad = 1.0 - xp.isfinite(g)
+        sums["nonfinite"] = xp.sum(bad, per="tensor")
+        if recipe.nonfinite != "propagate":
+            result.blocked = xp.sum(bad, per="step")
     g = _clip(xp, recipe, g, c)
-    if blocked is not None:  # after the clip, whose norm is measured in the same pass
-        g = xp.after(g, blocked)
+    if result.blocked is not None:  # after the clip, whose norm is measured in the same pass
+        g = xp.after(g, result.blocked)
     if recipe.maximize:
         g = -g
 
@@ -174,19 +188,15 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
         g = g + c.decay * p
     elif recipe.decay == "decoupled":
         decayed = p - c.decay * p
-    update, stores = recipe.rule.update(xp, g, decayed if recipe.decay_first else p, x, c, o)
+    seen = decayed if recipe.decay_first else p
+    update, slots = recipe.rule.update(xp, g, seen, x, c, recipe.o)
+    result.stores.update(slots)
     new = decayed + update
     if recipe.report:
         change = new - p
-        statistics["update_sq"] = xp.sum(change * change, per="tensor")
-        statistics["param_sq"] = xp.sum(p * p, per="tensor")
-    if recipe.average:
-        average = c.average_momentum * x["average"] + c.one_minus_average_momentum * new
-        stores["average"] = average
-        if recipe.overwrite:
-            new = xp.where(c.overwrite_now > 0, average, new)
-    stores["param"] = new
-    return StepResult(stores, statistics, blocked)
+        sums["update_sq"] = xp.sum(change * change, per="tensor")
+        sums["param_sq"] = xp.sum(p * p, per="tensor")
+    return new
 
 
 def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:

@@ -7,7 +7,7 @@ slots, folds the step count into coefficients and has an engine run the passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -75,11 +75,17 @@ class HyperGroup:
 
 @dataclass
 class _Prepared:
-    """The cohorts for one set of gradients (which are there, and in which dtypes)."""
+    """The cohorts for one set of gradients (which are there, and in which dtypes).
+
+    Args:
+        runners: those of the parameters with a gradient.
+        idle: those of the others, where the dialect averages them as well.
+        active: places of the parameters with a gradient.
+    """
 
     runners: list[Runner]
+    idle: list[Runner]
     active: NDArray[np.intp]
-    stepped: list[Leaf] = field(default_factory=list[Leaf])
 
 
 class Stepper:
@@ -203,13 +209,12 @@ class Stepper:
                 trace(recipe),
                 list(arrays),
                 layout,
-                [leaf.shape3 for leaf in leaves],
+                [(1, 1, leaf.array.size) if recipe.idle else leaf.shape3 for leaf in leaves],
                 np.array(members),
                 title=self.rule.name,
             )
-            runners.append(self._runner(cohort, leaves))
-        active = [k for k, grad in enumerate(grad_dtypes) if grad is not None]
-        return _Prepared(runners, np.array(active, dtype=np.intp), [self.leaves[k] for k in active])
+            (ready.idle if recipe.idle else ready.runners).append(self._runner(cohort, leaves))
+        return ready
 
     def _runner(self, cohort: Cohort, leaves: list[Leaf]) -> Runner:
         if self.engine == "array":
@@ -243,21 +248,21 @@ class Stepper:
         ready = self.prepare(grad_dtypes)
         for runner in ready.runners:
             bind(runner)
-        coefficients = self._coefficients(ready, loss_scale)
-        outcome = execute(ready.runners, coefficients)
+        outcome = execute(ready.runners, self._coefficients(ready.runners, loss_scale))
         if outcome.blocked:
             self._blocked(ready, outcome)
         else:
+            execute(ready.idle, self._coefficients(ready.idle, loss_scale))
             self.steps[ready.active] += 1
             self.iteration += 1
         return self._report(ready, outcome) if self.options.report else None
 
-    def _coefficients(self, ready: _Prepared, loss_scale: float) -> list[dict[str, Any]]:
+    def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         counts = self.steps if self.dialect.steps_per == "parameter" else self.iteration
         t = np.broadcast_to(counts, len(self.leaves)) + 1
         folded: dict[tuple[int, int, str], dict[str, Any]] = {}
         result: list[dict[str, Any]] = []
-        for runner in ready.runners:
+        for runner in runners:
             members = runner.cohort.members
             kinds = np.stack([self._group_of[members], t[members]], axis=1)
             if (kinds == kinds[0]).all():

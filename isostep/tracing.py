@@ -29,7 +29,7 @@ def trace(recipe: Recipe) -> Schedule:
     if recipe.average:
         inputs["average"] = graph.input("average", "element")
     result = step(SymbolNamespace(graph), recipe, inputs, _Coefficients(graph))
-    if recipe.master:
+    if recipe.master and "param" in result.stores:
         result.stores["model"] = result.stores["param"]
     return schedule(graph, result.stores, result.statistics, result.blocked)
 

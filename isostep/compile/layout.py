@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 Layout = Literal["flat", "rows", "lanes"]
 
 CHUNK = 1 << 16  # elements: smaller pays more per chunk, larger balances threads worse
+SUM_BLOCK = 512  # elements summed in the dtype of the arithmetic before float64 takes over
 LANES = 64
 SHORT_MATRIX = 64  # elements of a matrix up to which the lanes layout keeps it on the stack
 COLUMN_PARTS = 64  # chunks of all tensors together that sums per column are split into

@@ -7,7 +7,8 @@ coefficients are run-time values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,7 @@ from isostep.compile.layout import (
     LANES_CHUNK,
     ROWS_CHUNK,
     SHORT_MATRIX,
+    SUM_BLOCK,
     Layout,
 )
 from isostep.compile.schedule import Pass, Schedule
@@ -270,10 +272,6 @@ class _PassWriter:
     def _sums(self, domain: str) -> list[Symbol]:
         return [r for r in self.step.reductions if r.domain == domain]
 
-    def _wide(self, node: Symbol) -> str:
-        value = self._operand(node)
-        return value if self.compute == "float64" else f"widen({value})"
-
     def _narrow(self, value: str) -> str:
         return value if self.compute == "float64" else f"narrow({value})"
 
@@ -281,10 +279,33 @@ class _PassWriter:
         for r in self._sums(domain):
             self.w.line(f"{self._name(r)}_sum = 0.0")
 
-    def _accumulate(self, domain: str) -> None:
-        for r in self._sums(domain):
-            total = f"{self._name(r)}_sum"
-            self.w.line(f"{total} = accumulate({total}, {self._wide(r.args[0])})")
+    @contextlib.contextmanager
+    def _parts(self, *domains: str) -> Generator[None]:
+        """Around a short loop: what it sums goes to a part in the dtype of the arithmetic, which
+        keeps the loop at the full width of the vector unit, and from there to a float64 sum."""
+        sums = [self._name(r) for domain in domains for r in self._sums(domain)]
+        for name in sums:
+            self.w.line(f"{name}_part = {self.compute}(0.0)")
+        yield
+        for name in sums:
+            self.w.line(f"{name}_sum = {name}_sum + float64({name}_part)")
+
+    def _accumulate(self, *domains: str) -> None:
+        for r in (r for domain in domains for r in self._sums(domain)):
+            part = f"{self._name(r)}_part"
+            self.w.line(f"{part} = accumulate({part}, {self._operand(r.args[0], nested=False)})")
+
+    def _sweep(self, index: str, length: str, *domains: str) -> contextlib.ExitStack:
+        """The innermost loop; where it sums over `domains`, it is cut into short blocks."""
+        inside = contextlib.ExitStack()
+        if not any(self._sums(domain) for domain in domains):
+            inside.enter_context(self.w.block(f"for {index} in range({length}):"))
+            return inside
+        inside.enter_context(self.w.block(f"for start in range(0, {length}, {SUM_BLOCK}):"))
+        inside.enter_context(self._parts(*domains))
+        end = f"min(start + {SUM_BLOCK}, {length})"
+        inside.enter_context(self.w.block(f"for {index} in range(start, {end}):"))
+        return inside
 
     def _keep_tensor_sums(self) -> None:
         sums = self._sums("tensor")
@@ -298,25 +319,23 @@ class _PassWriter:
     # -- flat ----------------------------------------------------------------------------------
 
     def _flat(self) -> None:
-        w = self.w
         self._function(f"pass_{self.number}", "chunks", FLAT_CHUNK)
         for name in self._element_names():
             self._array(name, "start")
         self._zero("tensor")
-        with w.block("for i in range(length):"):
-            self._body("i", "i")
+        with self._sweep("i", "length", "tensor"):
+            self._body("i")
+            self._accumulate("tensor")
         self._keep_tensor_sums()
         self._end()
 
-    def _body(self, load_index: str, store_index: str) -> None:
+    def _body(self, index: str) -> None:
         for node, name in self._given("element"):
-            self.w.line(f"{self._name(node)} = {self._load(name, load_index)}")
+            self.w.line(f"{self._name(node)} = {self._load(name, index)}")
         for node in self._nodes("element"):
             self._assign(node)
         for name, node in self._stores("element"):
-            self._store(name, store_index, self._operand(node))
-        self._accumulate("row")
-        self._accumulate("tensor")
+            self._store(name, index, self._operand(node))
 
     # -- rows ----------------------------------------------------------------------------------
 
@@ -329,7 +348,7 @@ class _PassWriter:
             self._array(name, "batch * rows")
         for name in self._names_of("column"):
             self._array(name, "batch * columns")
-        self._matrix_values(lambda name, length: self._load(name, "k"))
+        self._matrix_values()
         self._zero("tensor")
         sums = self._sums("column")
         if sums:
@@ -344,14 +363,15 @@ class _PassWriter:
             for node in self._nodes("row"):
                 self._assign(node)
             self._zero("row")
-            with w.block("for j in range(columns):"):
+            with self._sweep("j", "columns", "row", "tensor"):
                 for node, name in self._given("column"):
                     w.line(f"{self._name(node)} = {self._load(name, 'j')}")
                 for node in self._nodes("column"):
                     self._assign(node)
-                self._body("j", "j")
+                self._body("j")
+                self._accumulate("row", "tensor")
                 for r in sums:
-                    w.line(f"sums[j] = sums[j] + {self._wide(r.args[0])}")
+                    w.line(f"sums[j] = sums[j] + float64({self._operand(r.args[0])})")
             self._finish("row", "i", "columns")
         self._keep_tensor_sums()
         self._end()
@@ -365,31 +385,40 @@ class _PassWriter:
                 names.append(self.step.carried.get(node.args[0], node.args[0].name))
         return list(dict.fromkeys(names))
 
-    def _matrix_values(self, load: Callable[[str, str], str]) -> None:
-        """Values per matrix: means over a stored row or column array, and what follows.
+    def _matrix_means(self) -> list[tuple[str, str, str]]:
+        """Means over a stored row or column array: (value, array, what it runs over)."""
+        means = [n for n in self._nodes("matrix") if n.op == "mean"]
+        over = {"row": "rows", "column": "columns"}
+        return [
+            (
+                self._name(n),
+                self.step.carried.get(n.args[0], n.args[0].name),
+                over[n.args[0].domain],
+            )
+            for n in means
+        ]
 
-        `load(array, length)` is the k-th of the `length` values of this matrix.
-        """
+    def _matrix_values(self) -> None:
         w = self.w
+        for name, array, over in self._matrix_means():
+            w.line(f"{name}_sum = 0.0")
+            with w.block(f"for k in range({over}):"):
+                w.line(f"{name}_sum = accumulate({name}_sum, float64({self._load(array, 'k')}))")
+            w.line(f"{name} = {self._narrow(f'{name}_sum / {over}')}")
+        self._matrix_rest()
+
+    def _matrix_rest(self) -> None:
         for node in self._nodes("matrix"):
             if node.op != "mean":
                 self._assign(node)
-                continue
-            source = node.args[0]
-            name = self.step.carried.get(source, source.name)
-            over = "rows" if source.domain == "row" else "columns"
-            total = f"{self._name(node)}_sum"
-            w.line(f"{total} = 0.0")
-            with w.block(f"for k in range({over}):"):
-                value = load(name, over)
-                wide = value if self.compute == "float64" else f"widen({value})"
-                w.line(f"{total} = accumulate({total}, {wide})")
-            w.line(f"{self._name(node)} = {self._narrow(f'{total} / {over}')}")
 
     def _finish(self, domain: str, index: str, count: str) -> None:
         """The mean of a row (column), and what is computed and stored at its end."""
         for r in self._sums(domain):
             self.w.line(f"{self._name(r)} = {self._narrow(f'{self._name(r)}_sum / {count}')}")
+        self._conclude(domain, index)
+
+    def _conclude(self, domain: str, index: str) -> None:
         for node, name in self._given(domain, late=True):
             self.w.line(f"{self._name(node)} = {self._load(name, index)}")
         for node in self._nodes(domain, late=True):
@@ -426,12 +455,12 @@ class _PassWriter:
         # Room for one block of matrices with the lanes side by side, in the compute dtype.
         for name in dict.fromkeys([*loads, *stores, *columns]):
             w.line(f"{name}_block = {self.compute}_stack({SHORT_MATRIX * LANES})")
-        for node in [*self._nodes("matrix"), *self._row_values()]:
+        for node in [*self._matrix_values_kept(), *self._row_values()]:
             w.line(f"{self._name(node)}_lanes = {self.compute}_stack({LANES})")
         for r in self._sums("row"):
-            w.line(f"{self._name(r)}_sums = float64_stack({LANES})")
+            w.line(f"{self._name(r)}_sums = {self.compute}_stack({LANES})")
         for r in self._sums("column"):
-            w.line(f"{self._name(r)}_sums = float64_stack({SHORT_MATRIX * LANES})")
+            w.line(f"{self._name(r)}_sums = {self.compute}_stack({SHORT_MATRIX * LANES})")
         self._zero("tensor")
         with w.block(f"for block in range(first_batch, end_batch, {LANES}):"):
             w.line(f"lanes = min({LANES}, end_batch - block)")
@@ -452,7 +481,13 @@ class _PassWriter:
         self._end()
 
     def _row_values(self) -> list[Symbol]:
-        return [node for node, _ in self._given("row")] + list(self._nodes("row"))
+        """Values per row that elements read."""
+        read = {id(a) for n in self.step.nodes if n.domain == "element" for a in n.args}
+        values = [node for node, _ in self._given("row")] + list(self._nodes("row"))
+        return [node for node in values if id(node) in read]
+
+    def _matrix_values_kept(self) -> list[Symbol]:
+        return [n for n in self._nodes("matrix") if n not in self.inlined]
 
     def _stage(self, name: str, size: str) -> None:
         w = self.w
@@ -467,26 +502,39 @@ class _PassWriter:
             self._store(name, index, f"{name}_block[k * {LANES} + lane]")
 
     def _lane_matrix_values(self) -> None:
-        nodes = list(self._nodes("matrix"))
-        if not nodes:
-            return
-        with self.w.block("for lane in range(lanes):"):
-            self._matrix_values(
-                lambda name, length: self._load(name, f"(block + lane) * {length} + k")
-            )
-            for node in nodes:
-                self.w.line(f"{self._name(node)}_lanes[lane] = {self._name(node)}")
+        w = self.w
+        for name, array, over in self._matrix_means():
+            self._zero_lanes(f"{name}_lanes", "1")
+            with w.block(f"for k in range({over}):"), w.block("for lane in range(lanes):"):
+                value = self._load(array, f"(block + lane) * {over} + k")
+                w.line(f"{name}_lanes[lane] = {name}_lanes[lane] + {value}")
+            with w.block("for lane in range(lanes):"):
+                w.line(f"{name}_lanes[lane] = {name}_lanes[lane] / {self.compute}({over})")
+        if self._matrix_kept():
+            with w.block("for lane in range(lanes):"):
+                for name, _, _ in self._matrix_means():
+                    w.line(f"{name} = {name}_lanes[lane]")
+                self._matrix_rest()
+                for node in self._matrix_kept():
+                    w.line(f"{self._name(node)}_lanes[lane] = {self._name(node)}")
+
+    def _matrix_kept(self) -> list[Symbol]:
+        """Values per matrix, computed from means, that have a variable of their own."""
+        return [n for n in self._nodes("matrix") if n.op != "mean" and n not in self.inlined]
 
     def _lane_zero(self, domain: str, count: str) -> None:
         for r in self._sums(domain):
-            with self.w.block(f"for k in range({count} * {LANES}):"):
-                self.w.line(f"{self._name(r)}_sums[k] = 0.0")
+            self._zero_lanes(f"{self._name(r)}_sums", count)
+
+    def _zero_lanes(self, name: str, count: str) -> None:
+        with self.w.block(f"for k in range({count} * {LANES}):"):
+            self.w.line(f"{name}[k] = {self.compute}(0.0)")
 
     def _lane_rows(self) -> None:
         w = self.w
         if self._row_values():
             with w.block("for lane in range(lanes):"):
-                self._recall(self._nodes("matrix"))
+                self._recall(self._matrix_values_kept())
                 for node, name in self._given("row"):
                     w.line(f"{self._name(node)} = {self._load(name, '(block + lane) * rows + i')}")
                 for node in self._nodes("row"):
@@ -494,8 +542,12 @@ class _PassWriter:
                 for node in self._row_values():
                     w.line(f"{self._name(node)}_lanes[lane] = {self._name(node)}")
         self._lane_zero("row", "1")
-        with w.block("for j in range(columns):"), w.block("for lane in range(lanes):"):
-            self._recall([*self._nodes("matrix"), *self._row_values()])
+        with (
+            w.block("for j in range(columns):"),
+            self._parts("tensor"),
+            w.block("for lane in range(lanes):"),
+        ):
+            self._recall([*self._matrix_values_kept(), *self._row_values()])
             for node, name in self._given("column"):
                 w.line(f"{self._name(node)} = {name}_block[j * {LANES} + lane]")
             for node in self._nodes("column"):
@@ -510,7 +562,7 @@ class _PassWriter:
             for domain, lane in (("row", "lane"), ("column", f"j * {LANES} + lane")):
                 for r in self._sums(domain):
                     total = f"{self._name(r)}_sums[{lane}]"
-                    w.line(f"{total} = {total} + {self._wide(r.args[0])}")
+                    w.line(f"{total} = {total} + {self._operand(r.args[0])}")
             self._accumulate("tensor")
         if self._sums("row"):
             with w.block("for lane in range(lanes):"):
@@ -522,8 +574,8 @@ class _PassWriter:
 
     def _lane_finish(self, domain: str, lane: str, count: str, length: str, index: str) -> None:
         for r in self._sums(domain):
-            self.w.line(f"{self._name(r)}_sum = {self._name(r)}_sums[{lane}]")
-        self._finish(domain, f"(block + lane) * {length} + {index}", count)
+            self.w.line(f"{self._name(r)} = {self._name(r)}_sums[{lane}] / {self.compute}({count})")
+        self._conclude(domain, f"(block + lane) * {length} + {index}")
 
 
 def _late_nodes(step: Pass) -> set[Symbol]:

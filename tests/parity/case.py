@@ -64,7 +64,7 @@ class Case:
         poison: this value is put into one gradient at step 2, and nothing is saved after step 2.
         quirk: the dialect's quirk by which the framework's own float64 run is not exact to
             `1e-12`, and the precision that it has instead.
-        notes: what only the framework's side reads.
+        own: what isostep is given besides, where the framework's class implies it.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Case:
     without_gradient: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
     poison: float | None = None
     quirk: tuple[str, float] | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name

@@ -42,6 +42,8 @@ class Run:
 def make(dialect: str, case: Case, parameters: dict[str, Array]) -> Optimizer:
     """isostep's optimizer for a case; the parameters are updated in place."""
     average = case.average
+    # optax' RMSprop has an argument `decay`, which is an option of the NumPy front-end as well.
+    arguments = {"alpha" if k == "decay" else k: v for k, v in case.arguments.items()}
     return Optimizer(
         case.rule,
         parameters,
@@ -51,7 +53,8 @@ def make(dialect: str, case: Case, parameters: dict[str, Array]) -> Optimizer:
         clip=Clip(**{case.clip[0]: case.clip[1]}) if case.clip else None,
         ema=average
         and EMA(average.momentum, average.every, dialects.get(dialect).averaging.start),
-        **case.arguments,
+        **arguments,
+        **case.own,
     )
 
 

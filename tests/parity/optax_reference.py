@@ -1,0 +1,109 @@
+"""Runs the cases of `optax_cases` through optax: `python -m tests.parity.optax_reference`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from .case import Array, Case, State, record
+from .optax_cases import CASES
+
+
+def exact_adafactor(
+    learning_rate: float | None,
+    min_dim_size_to_factor: int,
+    decay_rate: float,
+    clipping_threshold: float | None,
+    weight_decay_rate: float,
+    eps: float,
+    factored: bool = True,
+    multiply_by_parameter_scale: bool = True,
+    momentum: float | None = None,
+) -> optax.GradientTransformation:
+    """`optax.adafactor` from its parts, the decay rate and the momentum in the widest dtype."""
+    wide = jax.dtypes.canonicalize_dtype("float64")
+    parts = [
+        optax.scale_by_factored_rms(
+            factored,
+            decay_rate,
+            min_dim_size_to_factor=min_dim_size_to_factor,
+            epsilon=eps,
+            decay_rate_fn=lambda i, exponent: 1 - jax.numpy.asarray(i + 1, wide) ** -exponent,
+        )
+    ]
+    if clipping_threshold is not None:
+        parts.append(optax.clip_by_block_rms(clipping_threshold))
+    if learning_rate is not None:
+        parts.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        parts.append(optax.scale_by_param_block_rms())
+    if momentum is not None:
+        parts.append(optax.ema(momentum, debias=False, accumulator_dtype=wide))
+    return optax.chain(*parts, optax.add_decayed_weights(weight_decay_rate), optax.scale(-1))
+
+
+class OptaxRunner:
+    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
+        # As a user has it: 64 bits are switched on for float64 and off for float32.
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        make = exact_adafactor if case.class_name == "exact_adafactor" else None
+        clip = {"value": optax.clip, "global_norm": optax.clip_by_global_norm}
+        self.case = case
+        self.transformation = optax.chain(
+            clip[case.clip[0]](case.clip[1]) if case.clip else optax.identity(),
+            (make or getattr(optax, case.framework_class))(**case.arguments),
+        )
+        self.parameters = {name: jax.numpy.asarray(a) for name, a in parameters.items()}
+        self.kept = self.transformation.init(self.parameters)
+        self.average: dict[str, Any] = {}
+        self.update = jax.jit(self._update)
+
+    def _update(self, gradients: Any, kept: Any, parameters: Any) -> tuple[Any, Any]:
+        updates, kept = self.transformation.update(gradients, kept, parameters)
+        return optax.apply_updates(parameters, updates), kept
+
+    def step(self, gradients: dict[str, Array | None]) -> None:
+        self.parameters, self.kept = self.update(gradients, self.kept, self.parameters)
+        if self.case.average:
+            step_size = 1 - self.case.average.momentum if self.average else 1.0
+            self.average = optax.incremental_update(
+                self.parameters, self.average or self.parameters, step_size
+            )
+
+    def state(self) -> State:
+        trees = {"param": self.parameters} | dict(_slots(self.kept))
+        if self.average:
+            trees["average"] = self.average
+        return {
+            name: {
+                slot: np.asarray(tree[name])
+                for slot, tree in trees.items()
+                if tree[name].shape != (1,)  # Adafactor's stand-in for a slot that is not used
+            }
+            for name in self.parameters
+        }
+
+
+def _slots(state: Any) -> list[tuple[str, Any]]:
+    """(field, tree) of all optax states inside `state` that hold an array for each parameter."""
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        named = zip(state._fields, state, strict=True)
+        return [(name, tree) for name, tree in named if isinstance(tree, dict)]
+    return [found for inner in state for found in _slots(inner)] if isinstance(state, tuple) else []
+
+
+def probes() -> dict[str, Array]:
+    """What the quirks' tests look at."""
+    jax.config.update("jax_enable_x64", False)
+    climbing = optax.adadelta()
+    one = {"w": jax.numpy.ones(1)}
+    update, _ = climbing.update(one, climbing.init(one), one)
+    return {"adadelta-default-update": np.asarray(update["w"])}
+
+
+if __name__ == "__main__":
+    record(sys.argv[1], CASES, OptaxRunner, probes)
