@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isostep import recipe as recipes
+from isostep.compile.layout import Layout
 from isostep.compile.numba_source import Array
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayRunner
@@ -192,17 +193,17 @@ class Stepper:
         return self._prepared[grad_dtypes]
 
     def _build(self, grad_dtypes: tuple[str | None, ...]) -> _Prepared:
+        averages_idle = self.options.ema is not None and self.dialect.averaging.without_gradient
         sorted_in: dict[Any, list[int]] = {}
         for index, (leaf, grad) in enumerate(zip(self.leaves, grad_dtypes, strict=True)):
-            if grad is None or leaf.array.size == 0:
+            if leaf.array.size == 0 or (grad is None and not averages_idle):
                 continue
-            arrays = (
-                Array("grad", grad),
-                *(Array(n, a.dtype.name) for n, a in leaf.arrays.items()),
-            )
-            key = (self.recipe(leaf), arrays, leaf.layout)
+            recipe = replace(self.recipe(leaf), idle=grad is None)
+            kept = (Array(name, a.dtype.name) for name, a in leaf.arrays.items())
+            layout: Layout = "flat" if recipe.idle else leaf.layout
+            key = (recipe, (Array("grad", grad or "float32"), *kept), layout)
             sorted_in.setdefault(key, []).append(index)
-        runners: list[Runner] = []
+        ready = _Prepared([], [], np.flatnonzero([grad is not None for grad in grad_dtypes]))
         for (recipe, arrays, layout), members in sorted_in.items():
             leaves = [self.leaves[k] for k in members]
             cohort = Cohort(
