@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isostep import recipe as recipes
+from isostep.compile.arrays import Array
 from isostep.compile.layout import Layout
-from isostep.compile.numba_source import Array
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayRunner
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
@@ -30,7 +30,8 @@ from isostep.rules.base import Rule, is_on
 from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
-LOW_PRECISION = ("float16", "bfloat16")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+LOW_PRECISION = DTYPES[2:]
 
 
 @dataclass(frozen=True)
@@ -412,8 +413,6 @@ def as_dtype(name: Any) -> np.dtype[Any]:
 
         return np.dtype(ml_dtypes.bfloat16)
     dtype = np.dtype(name)
-    if dtype.name not in ("float64", "float32", "float16", "bfloat16"):
-        raise ValueError(
-            f"dtype {dtype.name!r} is not supported: use float64, float32, float16 or bfloat16"
-        )
+    if dtype.name not in DTYPES:
+        raise ValueError(f"dtype {dtype.name!r} is not supported: use one of {', '.join(DTYPES)}")
     return dtype

@@ -54,8 +54,10 @@ def flat_chunks(sizes: list[int]) -> Table:
     return _table(rows, FLAT_CHUNK)
 
 
-def rows_chunks(shapes: list[Shape3]) -> tuple[Table, Table, int]:
+def rows_chunks(shapes: list[Shape3], sums: int) -> tuple[Table, Table, int]:
     """Chunks of whole rows, the column tasks that follow, and the length of the column sums.
+
+    `sums` is how many sums per column a pass takes at most.
 
     A matrix is cut into few chunks, since each keeps a float64 sum per column: `CHUNK` elements or
     a `COLUMN_PARTS`-th of all elements, whichever is more. The cut does not depend on the number
@@ -73,7 +75,7 @@ def rows_chunks(shapes: list[Shape3]) -> tuple[Table, Table, int]:
             tasks.append((tensor, batch, offset, parts))
             for first, end in itertools.pairwise(bounds):
                 chunks.append((tensor, batch, first, end, offset))
-                offset += columns
+                offset += columns * sums
     return _table(chunks, ROWS_CHUNK), _table(tasks, COLUMN_TASK), offset
 
 

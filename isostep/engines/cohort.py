@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep.compile.arrays import Array, compute_dtype
 from isostep.compile.layout import Layout, Shape3
-from isostep.compile.numba_source import Array, compute_dtype
 from isostep.compile.schedule import Schedule
 from isostep.compile.trace import Symbol
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from isostep.compile import layout as walk
 from isostep.compile import machine_code
-from isostep.compile.numba_source import CONTEXT, entry_points, write_module
+from isostep.compile.numba_source import write_module
+from isostep.compile.pass_writer import CONTEXT
 from isostep.engines import threads
 from isostep.engines.cohort import Cohort, Floats
 
@@ -56,7 +57,9 @@ class NativeRunner:
         elif cohort.layout == "lanes":
             self._chunks = walk.lanes_chunks(cohort.shapes)
         else:
-            self._chunks, self._tasks, column_sums = walk.rows_chunks(cohort.shapes)
+            self._chunks, self._tasks, column_sums = walk.rows_chunks(
+                cohort.shapes, _sums_per_column(cohort)
+            )
         self._column_sums = np.zeros(column_sums)
         self._dtype = np.float64 if cohort.compute_dtype == "float64" else np.float32
         # The first chunk of each tensor: chunks stand in the order of tensors.
@@ -120,9 +123,8 @@ class _PassTables:
         self._context = np.array([tables[name].ctypes.data for name in CONTEXT], dtype=np.int64)
         self._context_address = int(self._context.ctypes.data)
         code = runner.kernel.addresses
-        names = entry_points(runner.cohort.schedule, runner.cohort.layout)
         self._sweep = code[f"pass_{number}"]
-        self._columns = code[f"columns_{number}"] if f"columns_{number}" in names else None
+        self._columns = code.get(f"columns_{number}")
 
     def run(self, scalars: list[Any]) -> list[Floats]:
         runner = self._runner
@@ -134,6 +136,12 @@ class _PassTables:
         if not self._sums.size:
             return []
         return list(np.add.reduceat(self._sums, runner._first_chunks, axis=0).T)
+
+
+def _sums_per_column(cohort: Cohort) -> int:
+    return max(
+        sum(r.domain == "column" for r in step.reductions) for step in cohort.schedule.passes
+    )
 
 
 def words_at(addresses: Table) -> Table:
