@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from isostep.errors import HyperparameterError
+from isostep.rules.average import toward
 from isostep.rules.base import Hyperparameter, Rule
 
 NONFINITE = ("propagate", "skip", "raise")
@@ -156,7 +157,7 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
     result = StepResult({}, {}, None)
     new = x["param"] if recipe.idle else _stepped(xp, recipe, x, c, result)
     if recipe.average:
-        average = c.average_momentum * x["average"] + c.one_minus_average_momentum * new
+        average = toward(xp, x["average"], new, c.average_weight)
         result.stores["average"] = average
         if recipe.overwrite:
             new = xp.where(c.overwrite_now > 0, average, new)
@@ -247,8 +248,7 @@ def coefficients(
             momentum = xp.where(iteration == 1, 0.0, momentum)
         every = ema.overwrite_every or 1
         c |= {
-            "average_momentum": momentum,
-            "one_minus_average_momentum": 1.0 - momentum,
+            "average_weight": 1.0 - momentum,
             "overwrite_now": xp.where(iteration % every == 0, 1.0, 0.0),
         }
     return c

@@ -6,10 +6,11 @@ slots, folds the step count into coefficients and has an engine run the passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,11 @@ from isostep.errors import GradientError
 from isostep.plan import Plan, PlanEntry
 from isostep.recipe import EMA, Clip, Recipe
 from isostep.report import GroupReport, Report
-from isostep.rules.base import Rule, is_on
+from isostep.rules.base import Domain, Rule, is_on
 from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
+DecayKind = Literal["coupled", "decoupled"]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LOW_PRECISION = DTYPES[2:]
 
@@ -55,7 +57,7 @@ class Options:
     clip: Clip | None = None
     ema: EMA | None = None
     maximize: bool = False
-    decay: Literal["coupled", "decoupled"] | None = None
+    decay: DecayKind | None = None
     nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
     unscale: bool = False
     master_weights: bool = False
@@ -65,14 +67,43 @@ class Options:
 
 @dataclass
 class HyperGroup:
-    """The hyperparameters of some parameters, by canonical name; values may be schedules."""
+    """The hyperparameters of some parameters.
+
+    Args:
+        name: what people call the group.
+        values: the rule's hyperparameters by canonical name; values may be schedules.
+        maximize, decay: what differs from the options of the optimizer, or None.
+    """
 
     name: str
     values: dict[str, Any]
+    maximize: bool | None = None
+    decay: DecayKind | None = None
 
     def at(self, t: int) -> SimpleNamespace:
         """The values for the step that follows `t` completed ones."""
         return SimpleNamespace(**{k: v(t) if callable(v) else v for k, v in self.values.items()})
+
+
+class Allocate(Protocol):
+    """Makes an array that is kept for a parameter.
+
+    It gets the leaf, the array's name, what it has one value per, its dtype, and a number to fill
+    it with or an array to copy; it returns the array flat, in the leaf's order of memory.
+    """
+
+    def __call__(
+        self, leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
+    ) -> AnyArray: ...
+
+
+def new_array(
+    leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
+) -> AnyArray:
+    """The `Allocate` of front-ends whose state is NumPy arrays."""
+    array = np.empty(math.prod(leaf.slot_shape(per)), dtype=dtype)
+    array[...] = initial
+    return array
 
 
 @dataclass
@@ -96,10 +127,10 @@ class Stepper:
     Args:
         rule: the mathematics.
         dialect, spelling: how the framework arranges it.
-        arrays: the parameters by name.
-        groups: hyperparameters; `membership` gives each parameter's group.
+        groups: hyperparameters.
         options: what a step does besides the rule.
         engine: what runs the passes.
+        allocate: makes the arrays that are kept.
     """
 
     def __init__(
@@ -107,26 +138,44 @@ class Stepper:
         rule: Rule,
         dialect: Dialect,
         spelling: Spelling,
-        arrays: dict[str, AnyArray],
         groups: Sequence[HyperGroup],
-        membership: Sequence[int],
         options: Options,
         engine: Engine,
+        allocate: Allocate = new_array,
     ) -> None:
         self.rule, self.dialect, self.spelling = rule, dialect, spelling
         self.groups, self.options, self.engine = list(groups), options, engine
         self.iteration = 0
         self.skipped = 0
-        self.decay: Literal["coupled", "decoupled"] = options.decay or spelling.decay
-        self.leaves = [
-            Leaf(name, array, group, rule.factored_axes(array.shape, self._static(group)))
-            for (name, array), group in zip(arrays.items(), membership, strict=True)
-        ]
-        self.steps = np.zeros(len(self.leaves), dtype=np.int64)
-        self._group_of = np.array([leaf.group for leaf in self.leaves], dtype=np.int64)
-        for leaf in self.leaves:
-            self._allocate(leaf)
+        self.leaves: list[Leaf] = []
+        self.steps = np.zeros(0, dtype=np.int64)
+        self._group_of = np.zeros(0, dtype=np.int64)
+        self._allocate = allocate
         self._prepared: dict[tuple[str | None, ...], _Prepared] = {}
+
+    def add(self, name: str, array: AnyArray, group: int, steps: int = 0) -> Leaf:
+        """Take a parameter in, with the arrays that are kept for it.
+
+        Args:
+            name: the parameter's name.
+            array: the parameter, which steps will update in place.
+            group: index of its group.
+            steps: how many steps it has had.
+        """
+        axes = self.rule.factored_axes(array.shape, self._static(group))
+        leaf = Leaf(name, array, group, axes)
+        self._fill(leaf)
+        self.leaves.append(leaf)
+        self.steps = np.append(self.steps, steps)
+        self._group_of = np.append(self._group_of, group)
+        self._prepared.clear()
+        return leaf
+
+    def refresh(self) -> None:
+        """Look again at what selects code, after a hyperparameter of a group has changed."""
+        for leaf in self.leaves:
+            self._fill(leaf)
+        self._prepared.clear()
 
     # -- what is decided once --------------------------------------------------------------------
 
@@ -135,7 +184,7 @@ class Stepper:
 
     def recipe(self, leaf: Leaf) -> Recipe:
         """The static side of this parameter's step."""
-        o, ema = self.options, self.options.ema
+        o, ema, group = self.options, self.options.ema, self.groups[leaf.group]
         switches = dict(self.rule.switches(self._static(leaf.group)))
         switches["factored"] = leaf.factored_axes is not None
         return Recipe(
@@ -145,8 +194,8 @@ class Stepper:
             nonfinite=o.nonfinite,
             clip=o.clip.kind if o.clip else None,
             inf_norm_is_nan=o.clip is not None and o.clip.kind in self.dialect.inf_norm_is_nan,
-            maximize=o.maximize,
-            decay=self.decay if self._decays() else None,
+            maximize=o.maximize if group.maximize is None else group.maximize,
+            decay=self._decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
             master="model" in leaf.arrays,
             average=ema is not None,
@@ -154,34 +203,39 @@ class Stepper:
             report=o.report,
         )
 
+    def _decay_of(self, group: HyperGroup) -> DecayKind:
+        return group.decay or self.options.decay or self.spelling.decay
+
     def _decays(self) -> bool:
         # One group's decay puts it into everyone's kernel, with a coefficient of zero.
         return any(is_on(group.values.get("weight_decay", 0.0)) for group in self.groups)
 
-    def _slot_dtype(self, slot: str, per: str, leaf: Leaf) -> str:
+    def _slot_dtype(self, slot: str, per: Domain, leaf: Leaf) -> np.dtype[Any]:
         wide = "float64" if leaf.array.dtype == np.float64 else "float32"
         asked = self.options.state_dtype
         if isinstance(asked, dict):
             asked = asked.get(slot)
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
-        return asked if asked is not None and per == "element" else wide
+        return as_dtype(asked if asked is not None and per == "element" else wide)
 
-    def _allocate(self, leaf: Leaf) -> None:
-        wide = np.float64 if leaf.array.dtype == np.float64 else np.float32
-        flat = leaf.dense(leaf.array)
-        low = leaf.array.dtype.name in LOW_PRECISION
-        if self.options.master_weights and low:
-            leaf.arrays["model"] = flat
-            leaf.arrays["param"] = flat.astype(np.float32)
-        else:
-            leaf.arrays["param"] = flat
+    def _fill(self, leaf: Leaf) -> None:
+        """Bind the parameter and make what is kept for it, as far as it is not there."""
+        arrays, own = leaf.arrays, leaf.dense(leaf.array)
+        wide = np.dtype(np.float64 if leaf.array.dtype == np.float64 else np.float32)
+        if "param" not in arrays:
+            arrays["param"] = own
+            if self.options.master_weights and leaf.array.dtype.name in LOW_PRECISION:
+                arrays["model"] = own
+                arrays["param"] = self._allocate(leaf, "master", "element", wide, own)
         h = self._static(leaf.group)
         for slot in self.rule.active_slots(self.recipe(leaf).o):
-            initial = getattr(h, slot.initial) if isinstance(slot.initial, str) else slot.initial
-            dtype = as_dtype(self._slot_dtype(slot.name, slot.per, leaf))
-            leaf.arrays[slot.name] = leaf.new_slot(slot.per, initial, dtype)
-        if self.options.ema is not None:
-            leaf.arrays["average"] = leaf.arrays["param"].astype(wide)
+            if slot.name not in arrays:
+                known = isinstance(slot.initial, str)
+                initial = getattr(h, str(slot.initial)) if known else slot.initial
+                dtype = self._slot_dtype(slot.name, slot.per, leaf)
+                arrays[slot.name] = self._allocate(leaf, slot.name, slot.per, dtype, initial)
+        if self.options.ema is not None and "average" not in arrays:
+            arrays["average"] = self._allocate(leaf, "average", "element", wide, arrays["param"])
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -306,7 +360,7 @@ class Stepper:
             clip=self.options.clip,
             clip_eps=self.dialect.clip_eps,
             ema=self.options.ema,
-            decay=self.decay,
+            decay=self._decay_of(self.groups[group]),
             decay_times_lr=self.spelling.decay_times_lr,
             loss_scale=loss_scale,
         )

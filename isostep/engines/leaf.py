@@ -6,7 +6,6 @@ dense stage before a step and back after it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +79,3 @@ class Leaf:
         kept = self._kept_axes(per)
         back = np.argsort(kept, kind="stable")
         return dense.reshape([self.array.shape[axis] for axis in kept]).transpose(back)
-
-    def new_slot(self, per: Domain, value: float, dtype: Any) -> AnyArray:
-        """A dense array for a slot, filled with `value`."""
-        return np.full(math.prod(self.slot_shape(per)), value, dtype=dtype)

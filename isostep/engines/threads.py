@@ -72,10 +72,9 @@ def thread_count() -> int:
     """How many threads the next kernel uses; `numba.set_num_threads` lowers it."""
     if _forked:
         return 1
-    numba = sys.modules.get("numba")
-    if numba is None:
-        return _limit()
-    return min(_limit(), numba.get_num_threads())
+    # Missing also while another Python thread is still importing Numba.
+    threads_of_numba = getattr(sys.modules.get("numba"), "get_num_threads", None)
+    return _limit() if threads_of_numba is None else min(_limit(), threads_of_numba())
 
 
 @functools.cache

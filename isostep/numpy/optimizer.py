@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,7 +27,7 @@ from isostep.numpy.params import checked_params
 from isostep.plan import Plan
 from isostep.recipe import EMA, NONFINITE, Clip
 from isostep.report import Report
-from isostep.rules.base import Rule
+from isostep.rules.base import Rule, is_on
 from isostep.stepper import DTYPES, Engine, HyperGroup, Options, Stepper
 
 STATE_FORMAT = 1
@@ -108,24 +110,16 @@ class Optimizer:
         )
         named = as_groups(groups)
         assigned = assign(list(arrays), named)
+        default = self._spelling.resolve(self.rule, hyperparameters)
         hyper = [
-            HyperGroup(
-                ", ".join(g.patterns), self._resolve({**hyperparameters, **g.hyperparameters})
-            )
+            HyperGroup(", ".join(g.patterns), self._changed(default, g.hyperparameters))
             for g in named
         ]
-        hyper.append(HyperGroup(DEFAULT_GROUP, self._resolve(hyperparameters)))
+        hyper.append(HyperGroup(DEFAULT_GROUP, default))
         membership = [len(named) if k < 0 else k for k in assigned]
-        self._stepper = Stepper(
-            self.rule,
-            self._dialect,
-            self._spelling,
-            arrays,
-            hyper,
-            membership,
-            options,
-            engine,
-        )
+        self._stepper = Stepper(self.rule, self._dialect, self._spelling, hyper, options, engine)
+        for (name, array), group in zip(arrays.items(), membership, strict=True):
+            self._stepper.add(name, array, group)
         self._names = [leaf.name for leaf in self._stepper.leaves]
         self._known = frozenset(self._names)
         self._gradients = Gradients(self._stepper.leaves)
@@ -148,8 +142,8 @@ class Optimizer:
             GradientError: a gradient is missing, of no known name, of the wrong shape or dtype,
                 or not finite under `nonfinite="raise"`. Nothing has been changed.
         """
-        if not loss_scale > 0:
-            raise HyperparameterError(f"loss_scale={loss_scale!r} must be greater than 0")
+        if not 0 < loss_scale < math.inf:
+            raise HyperparameterError(f"loss_scale={loss_scale!r} must be positive and finite")
         named = self._by_name(grads)
         dtypes = self._gradients.collect(named)
         staged = [leaf for leaf in self._stepper.leaves if leaf.staged]
@@ -232,28 +226,34 @@ class Optimizer:
         changed: list[tuple[HyperGroup, dict[str, Any]]] = []
         for g in self._stepper.groups:
             if group is None or g.name == group:
-                fixed = {k: v for k, v in g.values.items() if k not in hyperparameters}
-                values = self._resolve(fixed | hyperparameters)
+                values = self._changed(g.values, hyperparameters)
                 self._refuse_new_code(g, values)
                 changed.append((g, values))
         for g, values in changed:
             g.values.update(values)
 
-    def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
-        before, after = (HyperGroup("", v).values for v in (group.values, values))
-        static = {h.name for h in self.rule.hyperparameters if h.static}
-        switch = [k for k in before if k in static and before[k] != after[k]]
-        switch += [
-            k for k in before if k not in static and k != "lr" and _off(before[k]) != _off(after[k])
-        ]
-        if switch:
-            raise HyperparameterError(
-                f"{switch[0]} selects what code runs and which slots exist: it cannot go from "
-                f"{before[switch[0]]!r} to {after[switch[0]]!r} in a live optimizer; make a new one"
-            )
+    def _changed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolved `values` with what is given, in either vocabulary, in place of theirs."""
+        arguments = self._spelling.arguments
+        replaced = {name for key in given for name in arguments.get(key, (key,))}
+        kept = {name: value for name, value in values.items() if name not in replaced}
+        return self._spelling.resolve(self.rule, {**kept, **given})
 
-    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        return self._spelling.resolve(self.rule, given)
+    def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
+        before = group.values
+        for name, value in values.items():
+            if self._code({**before, name: value}) != self._code(before):
+                raise HyperparameterError(
+                    f"{name} selects what code runs and which slots exist: it cannot go from "
+                    f"{before[name]!r} to {value!r} in a live optimizer; make a new one"
+                )
+
+    def _code(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        """What of some hyperparameters decides which code runs and which slots exist."""
+        h = SimpleNamespace(**values)
+        static = [values[p.name] for p in self.rule.hyperparameters if p.static]
+        axes = [self.rule.factored_axes(leaf.array.shape, h) for leaf in self._stepper.leaves]
+        return static, self.rule.switches(h), is_on(values.get("weight_decay")), axes
 
     def _checked_state_dtype(self, asked: Any) -> Any:
         named = cast(dict[str, str], asked) if isinstance(asked, dict) else {"": asked}
@@ -331,13 +331,23 @@ class Optimizer:
             StateError: it is of another rule or format, or its parameters, slots or shapes are not
                 this optimizer's. Nothing has been changed.
         """
-        entries = self._checked_state(state)
-        for name, entry in entries.items():
-            for slot, array in self.slots(name).items():
-                array[...] = np.asarray(entry["slots"][slot]).astype(array.dtype)
-        self._stepper.steps[:] = [int(entries[name]["step"]) for name in self._names]
-        self._stepper.iteration = int(state["iteration"])
-        self._stepper.skipped = int(state.get("skipped", 0))
+        try:
+            entries = self._checked_state(state)
+            values = [
+                (array, np.asarray(entries[name]["slots"][slot]).astype(array.dtype))
+                for name in self._names
+                for slot, array in self.slots(name).items()
+            ]
+            steps = [int(entries[name]["step"]) for name in self._names]
+            iteration, skipped = int(state["iteration"]), int(state.get("skipped", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, StateError):
+                raise
+            raise StateError(f"the state is damaged: {error!r}; nothing was changed") from error
+        for array, value in values:
+            array[...] = value
+        self._stepper.steps[:] = steps
+        self._stepper.iteration, self._stepper.skipped = iteration, skipped
 
     def _checked_state(self, state: Any) -> dict[str, Any]:
         if not isinstance(state, Mapping) or "parameters" not in state:
@@ -408,10 +418,6 @@ class Optimizer:
 def _own(leaf: Leaf) -> str:
     """The dense array that stands for the user's own."""
     return "model" if "model" in leaf.arrays else "param"
-
-
-def _off(value: Any) -> bool:
-    return not callable(value) and not value
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -49,7 +49,19 @@ def _refuse_overlap(named: dict[str, AnyArray]) -> None:
                 )
         reached.append((low, high, name))
     for name, array in named.items():
-        if array.size and any(
-            s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True)
-        ):
-            raise ParameterError(f"parameter {name!r} overlaps itself (broadcast): pass a copy")
+        if _overlaps_itself(array):
+            raise ParameterError(
+                f"parameter {name!r} overlaps itself (broadcast, or sliding windows): pass a copy"
+            )
+
+
+def _overlaps_itself(array: AnyArray) -> bool:
+    """Whether a step along some axis stays within what the shorter steps reach."""
+    reach = array.itemsize
+    for step, length in sorted(
+        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)
+    ):
+        if length > 1 and step < reach:
+            return array.size > 0
+        reach += step * (length - 1)
+    return False

@@ -23,6 +23,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from isostep.rules.average import toward
 from isostep.rules.base import (
     LR,
     WEIGHT_DECAY,
@@ -46,7 +47,6 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
     inside = 1.0 if h.amsgrad and h.max_of_corrected else bias2
     outside = 1.0 if h.eps_hat else xp.sqrt(inside)
     c = {
-        "beta1": h.beta1,
         "one_minus_beta1": 1.0 - h.beta1,
         "beta2": h.beta2,
         "one_minus_beta2": 1.0 - h.beta2,
@@ -70,11 +70,7 @@ def _one_minus_power(xp: Any, beta: Any, t: Any) -> Any:
 def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
-    change = g - slots["exp_avg"]
-    # From the nearer end: the other would leave the rounding of a far larger number behind.
-    m = xp.where(
-        c.one_minus_beta1 > 0.5, g - c.beta1 * change, slots["exp_avg"] + c.one_minus_beta1 * change
-    )
+    m = toward(xp, slots["exp_avg"], g, c.one_minus_beta1)
     v = c.beta2 * slots["exp_avg_sq"] + c.one_minus_beta2 * g * g
     new = {"exp_avg": m, "exp_avg_sq": v}
     if o.amsgrad:

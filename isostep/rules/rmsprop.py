@@ -17,6 +17,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from isostep.rules.average import toward
 from isostep.rules.base import WEIGHT_DECAY, Hyperparameter, Rule, Slot, Slots, is_on, unit_interval
 from isostep.rules.epsilon import EPS_IN_ROOT, eps_coefficients
 from isostep.rules.momentum import BUFFER, apply_momentum, momentum_coefficients
@@ -45,7 +46,7 @@ def update(
     new = {"square_avg": square_avg}
     variance = square_avg * c.correction if o.bias_correction else square_avg
     if o.centered:
-        grad_avg = slots["grad_avg"] + c.one_minus_alpha * (g - slots["grad_avg"])
+        grad_avg = toward(xp, slots["grad_avg"], g, c.one_minus_alpha)
         new["grad_avg"] = grad_avg
         mean = grad_avg * c.correction if o.bias_correction else grad_avg
         variance = variance - mean * mean
