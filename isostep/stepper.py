@@ -19,7 +19,7 @@ from isostep import recipe as recipes
 from isostep.compile.arrays import Array
 from isostep.compile.layout import Layout
 from isostep.dialects.base import Dialect, Spelling
-from isostep.engines.array import ArrayRunner
+from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
@@ -32,6 +32,7 @@ from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
 DecayKind = Literal["coupled", "decoupled"]
+NUMPY = NumpyNamespace()
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LOW_PRECISION = DTYPES[2:]
 
@@ -50,7 +51,7 @@ class Options:
         unscale: gradients are divided by a loss scale that is given with each step.
         master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
         state_dtype: dtype of the element-wise slots, for all or by slot name; default: float64 for
-            float64 parameters, else float32.
+            float64 parameters, else float32. `"param"`: all slots in the parameter's own dtype.
         report: measure norms and non-finite counts in each step.
     """
 
@@ -131,6 +132,7 @@ class Stepper:
         options: what a step does besides the rule.
         engine: what runs the passes.
         allocate: makes the arrays that are kept.
+        namespace: whose arrays the array engine works on.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Stepper:
         options: Options,
         engine: Engine,
         allocate: Allocate = new_array,
+        namespace: ArrayNamespace = NUMPY,
     ) -> None:
         self.rule, self.dialect, self.spelling = rule, dialect, spelling
         self.groups, self.options, self.engine = list(groups), options, engine
@@ -150,10 +153,10 @@ class Stepper:
         self.leaves: list[Leaf] = []
         self.steps = np.zeros(0, dtype=np.int64)
         self._group_of = np.zeros(0, dtype=np.int64)
-        self._allocate = allocate
+        self._allocate, self._namespace = allocate, namespace
         self._prepared: dict[tuple[str | None, ...], _Prepared] = {}
 
-    def add(self, name: str, array: AnyArray, group: int, steps: int = 0) -> Leaf:
+    def add(self, name: str, array: AnyArray, group: int, steps: int = 0, own: Any = None) -> Leaf:
         """Take a parameter in, with the arrays that are kept for it.
 
         Args:
@@ -161,9 +164,11 @@ class Stepper:
             array: the parameter, which steps will update in place.
             group: index of its group.
             steps: how many steps it has had.
+            own: what the array engine writes to, if that is not a NumPy array; `array` then has
+                its shape and dtype only.
         """
         axes = self.rule.factored_axes(array.shape, self._static(group))
-        leaf = Leaf(name, array, group, axes)
+        leaf = Leaf(name, array, group, axes, own)
         self._fill(leaf)
         self.leaves.append(leaf)
         self.steps = np.append(self.steps, steps)
@@ -213,6 +218,8 @@ class Stepper:
     def _slot_dtype(self, slot: str, per: Domain, leaf: Leaf) -> np.dtype[Any]:
         wide = "float64" if leaf.array.dtype == np.float64 else "float32"
         asked = self.options.state_dtype
+        if asked == "param":
+            return leaf.array.dtype
         if isinstance(asked, dict):
             asked = asked.get(slot)
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
@@ -220,7 +227,7 @@ class Stepper:
 
     def _fill(self, leaf: Leaf) -> None:
         """Bind the parameter and make what is kept for it, as far as it is not there."""
-        arrays, own = leaf.arrays, leaf.dense(leaf.array)
+        arrays, own = leaf.arrays, leaf.own
         wide = np.dtype(np.float64 if leaf.array.dtype == np.float64 else np.float32)
         if "param" not in arrays:
             arrays["param"] = own
@@ -274,7 +281,8 @@ class Stepper:
 
     def _runner(self, cohort: Cohort, leaves: list[Leaf]) -> Runner:
         if self.engine == "array":
-            return ArrayRunner(cohort, [dict(leaf.arrays) for leaf in leaves])
+            arrays = [dict(leaf.arrays) for leaf in leaves]
+            return ArrayRunner(cohort, arrays, self._namespace)
         names = [a.name for a in cohort.arrays]
         addresses = [
             [leaf.arrays[n].ctypes.data if n in leaf.arrays else 0 for n in names]

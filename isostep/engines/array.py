@@ -6,7 +6,7 @@ traced nodes one by one; between passes sums over tensors are combined, as in ev
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,25 +18,104 @@ _AXIS = {"row": 2, "column": 1}
 _MATRIX_AXIS = {"row": 1, "column": 2}
 
 
+class ArrayNamespace(Protocol):
+    """What an array library must offer; `dtype` is `"float32"` or `"float64"`."""
+
+    name: str
+
+    def load(self, array: Any, shape: tuple[int, ...], dtype: str, /) -> Any:
+        """A new array of `shape` and `dtype` with the elements of `array`."""
+        ...
+
+    def store(self, array: Any, value: Any, /) -> None:
+        """Write `value` into `array`, in its own shape and dtype."""
+        ...
+
+    def scalar(self, value: float, dtype: str, /) -> Any:
+        """A number that takes part in arithmetic of `dtype`."""
+        ...
+
+    def total(self, x: Any, /) -> float:
+        """The sum of all elements, taken in float64."""
+        ...
+
+    def reduce(self, op: str, x: Any, axis: int, dtype: str, /) -> Any:
+        """The `"sum"` or `"mean"` along an axis, which stays with length 1; in float64, as
+        `dtype`."""
+        ...
+
+    def apply(self, op: str, args: list[Any], /) -> Any:
+        """An elementwise operation, by the name it has in `compile.trace`."""
+        ...
+
+
+class NumpyNamespace:
+    """NumPy arrays, written in place."""
+
+    name = "NumPy"
+
+    def load(self, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
+        return array.reshape(shape).astype(dtype)
+
+    def store(self, array: Any, value: Any) -> None:
+        array[...] = value.astype(array.dtype).reshape(array.shape)
+
+    def scalar(self, value: float, dtype: str) -> Any:
+        return np.dtype(dtype).type(value)
+
+    def total(self, x: Any) -> float:
+        return float(np.sum(x, dtype=np.float64))
+
+    def reduce(self, op: str, x: Any, axis: int, dtype: str) -> Any:
+        reduce = np.sum if op == "sum" else np.mean
+        return reduce(x, axis=axis, keepdims=True, dtype=np.float64).astype(dtype)
+
+    def apply(self, op: str, args: list[Any]) -> Any:
+        return _NUMPY[op](*args)
+
+
+OPERATORS: dict[str, Any] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "neg": lambda x: -x,
+    "gt": lambda x, y: x > y,
+    "ge": lambda x, y: x >= y,
+    "after": lambda x, decided: x,
+}
+"""The operations that are Python operators in every namespace."""
+
+_NUMPY: dict[str, Any] = OPERATORS | {
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "sign": np.sign,
+    "isfinite": lambda x: np.isfinite(x).astype(x.dtype),
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "where": np.where,
+}
+
+
 class ArrayRunner:
     """A cohort with its arrays.
 
     Args:
         cohort: the tensors.
-        arrays: for each tensor its arrays by name, dense, in the order (batch, rows, columns).
-        xp: the namespace; arrays are written in place.
+        arrays: for each tensor its arrays by name; in logical order (batch, rows, columns).
+        xp: the namespace.
     """
 
     engine = "array"
 
-    def __init__(self, cohort: Cohort, arrays: list[dict[str, Any]], xp: Any = np) -> None:
+    def __init__(self, cohort: Cohort, arrays: list[dict[str, Any]], xp: ArrayNamespace) -> None:
         self.cohort, self.arrays, self.xp = cohort, arrays, xp
-        self._dtype = getattr(xp, cohort.compute_dtype)
+        self._dtype = cohort.compute_dtype
 
     @property
     def source(self) -> str:
         """What stands for generated source here."""
-        return f"# {self.cohort.title}: evaluated node by node by {self.xp.__name__}\n"
+        return f"# {self.cohort.title}: evaluated node by node by {self.xp.name}\n"
 
     def run(self, number: int, scalars: list[Any]) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
@@ -57,50 +136,27 @@ class ArrayRunner:
             return node.value if node.op == "constant" else known[node.index]
 
         for node, scalar in zip(step.scalars, scalars, strict=True):
-            known[node.index] = self._dtype(scalar)
-        for node in step.inputs:
-            known[node.index] = self._load(arrays[node.name], node.domain, shape)
-        for node, name in step.carried.items():
+            known[node.index] = xp.scalar(float(scalar), self._dtype)
+        given = [(n, n.name) for n in step.inputs] + list(step.carried.items())
+        for node, name in given:
             known[node.index] = self._load(arrays[name], node.domain, shape)
         for node in step.nodes:
             if node.op in ("sum", "mean"):
                 known[node.index] = self._reduce(node, value(node.args[0]))
             else:
-                known[node.index] = _OPERATIONS[node.op](xp, *(value(a) for a in node.args))
+                known[node.index] = xp.apply(node.op, [value(a) for a in node.args])
         for name, node in step.stores.items():
-            array = arrays[name]
-            array[...] = value(node).astype(array.dtype).reshape(array.shape)
-        return [float(known[r.index]) for r in step.tensor_sums]
+            xp.store(arrays[name], value(node))
+        return [known[r.index] for r in step.tensor_sums]
 
     def _load(self, array: Any, domain: str, shape: tuple[int, int, int]) -> Any:
         batch, rows, columns = shape
         shapes = {"row": (batch, rows, 1), "column": (batch, 1, columns)}
-        return array.reshape(shapes.get(domain, shape)).astype(self._dtype)
+        return self.xp.load(array, shapes.get(domain, shape), self._dtype)
 
     def _reduce(self, node: Symbol, x: Any) -> Any:
-        """Sums are taken in float64, as in the kernels."""
-        xp, source = self.xp, node.args[0].domain
-        reduce = xp.sum if node.op == "sum" else xp.mean
+        source = node.args[0].domain
         if node.domain == "tensor":
-            return xp.sum(x, dtype=xp.float64)  # a mean is divided by the size when combined
+            return self.xp.total(x)  # a mean is divided by the size when combined
         axis = _MATRIX_AXIS[source] if node.domain == "matrix" else _AXIS[node.domain]
-        return reduce(x, axis=axis, keepdims=True, dtype=xp.float64).astype(self._dtype)
-
-
-_OPERATIONS: dict[str, Any] = {
-    "add": lambda xp, x, y: x + y,
-    "sub": lambda xp, x, y: x - y,
-    "mul": lambda xp, x, y: x * y,
-    "div": lambda xp, x, y: x / y,
-    "neg": lambda xp, x: -x,
-    "gt": lambda xp, x, y: x > y,
-    "ge": lambda xp, x, y: x >= y,
-    "sqrt": lambda xp, x: xp.sqrt(x),
-    "abs": lambda xp, x: xp.abs(x),
-    "sign": lambda xp, x: xp.sign(x),
-    "isfinite": lambda xp, x: xp.isfinite(x).astype(x.dtype),
-    "maximum": lambda xp, x, y: xp.maximum(x, y),
-    "minimum": lambda xp, x, y: xp.minimum(x, y),
-    "where": lambda xp, condition, x, y: xp.where(condition, x, y),
-    "after": lambda xp, x, decided: x,
-}
+        return self.xp.reduce(node.op, x, axis, self._dtype)

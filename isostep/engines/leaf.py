@@ -27,12 +27,14 @@ class Leaf:
         array: the user's array.
         group: index of its group of hyperparameters.
         factored_axes: the row and column axis, if the rule keeps factors for it.
+        own: what steps write to; the array itself, dense, unless an engine has its own kind.
     """
 
     name: str
     array: AnyArray
     group: int
     factored_axes: tuple[int, int] | None
+    own: Any = None
     arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
     order: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
@@ -46,6 +48,8 @@ class Leaf:
         self.staged = not self.array.transpose(self.order).flags.c_contiguous
         self.shape3 = self._shape3()
         self.layout = layout_of(self.shape3, self.factored_axes is not None)
+        if self.own is None:
+            self.own = self.dense(self.array)
 
     def _axis_order(self) -> tuple[int, ...]:
         axes = range(self.array.ndim)

@@ -21,6 +21,7 @@ class Gradients:
     def __init__(self, leaves: list[Leaf]) -> None:
         self._leaves = leaves
         self._arrays: list[Any] = []
+        self._lent: list[dict[str, Any]] = []
         self._addresses = np.zeros(len(leaves), dtype=np.int64)
         self._names = [leaf.name for leaf in leaves]
         self._shapes = [leaf.array.shape for leaf in leaves]
@@ -97,10 +98,14 @@ class Gradients:
             return
         for arrays, member in zip(cast(Any, runner).arrays, members, strict=True):
             arrays["grad"] = self._arrays[member]
+            self._lent.append(arrays)
 
     def release(self) -> None:
         """Let go of the gradients, so that they do not outlive the step."""
         self._arrays = []
+        for arrays in self._lent:
+            arrays.pop("grad", None)
+        self._lent = []
 
 
 _PLAIN_DTYPES = {as_dtype(name) for name in DTYPES if name != "bfloat16"}
