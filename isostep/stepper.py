@@ -295,6 +295,7 @@ class Stepper:
         grad_dtypes: tuple[str | None, ...],
         bind: Callable[[Runner], None],
         loss_scale: float = 1.0,
+        rows: Sequence[Runner] = (),
     ) -> Report | None:
         """One step of all parameters that have a gradient.
 
@@ -302,6 +303,7 @@ class Stepper:
             grad_dtypes: the dtype of each gradient, None where there is none.
             bind: hands the gradients of a cohort to its runner.
             loss_scale: what gradients are divided by.
+            rows: cohorts of the rows of one parameter each, for sparse gradients.
 
         Returns:
             The report, if one was asked for.
@@ -312,14 +314,20 @@ class Stepper:
         ready = self.prepare(grad_dtypes)
         for runner in ready.runners:
             bind(runner)
-        outcome = execute(ready.runners, self._coefficients(ready.runners, loss_scale))
+        staged = [leaf for leaf in self.leaves if leaf.staged]
+        for leaf in staged:
+            leaf.bring_in()
+        runners = [*ready.runners, *rows]
+        outcome = execute(runners, self._coefficients(runners, loss_scale))
         if outcome.blocked:
-            self._blocked(ready, outcome)
+            self._blocked(runners, outcome)
         else:
             execute(ready.idle, self._coefficients(ready.idle, loss_scale))
-            self.steps[ready.active] += 1
+            self.steps[[*ready.active, *(int(r.cohort.members[0]) for r in rows)]] += 1
+            for leaf in staged:
+                leaf.take_back()
             self.iteration += 1
-        return self._report(ready, outcome) if self.options.report else None
+        return self._report(runners, outcome) if self.options.report else None
 
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         counts = self.steps if self.dialect.steps_per == "parameter" else self.iteration
@@ -374,11 +382,11 @@ class Stepper:
         )
         return folded[key]
 
-    def _blocked(self, ready: _Prepared, outcome: Outcome) -> None:
+    def _blocked(self, runners: Sequence[Runner], outcome: Outcome) -> None:
         if self.options.nonfinite == "skip":
             self.skipped += 1
             return
-        counts = self._gather(ready, outcome, "nonfinite")
+        counts = self._gather(runners, outcome, "nonfinite")
         bad = {self.leaves[k].name: int(n) for k, n in enumerate(counts) if n}
         named = ", ".join(f"{name!r} ({n})" for name, n in list(bad.items())[:5])
         raise GradientError(
@@ -387,15 +395,15 @@ class Stepper:
             f'(nonfinite="skip" skips such steps, "propagate" lets them through)'
         )
 
-    def _gather(self, ready: _Prepared, outcome: Outcome, name: str) -> Floats:
+    def _gather(self, runners: Sequence[Runner], outcome: Outcome, name: str) -> Floats:
         values = np.zeros(len(self.leaves))
-        for runner, found in zip(ready.runners, outcome.statistics, strict=True):
-            values[runner.cohort.members] = found.get(name, 0.0)
+        for runner, found in zip(runners, outcome.statistics, strict=True):
+            np.add.at(values, runner.cohort.members, found.get(name, 0.0))
         return values
 
-    def _report(self, ready: _Prepared, outcome: Outcome) -> Report:
+    def _report(self, runners: Sequence[Runner], outcome: Outcome) -> Report:
         names = ("grad_sq", "update_sq", "param_sq", "nonfinite")
-        sums = {name: self._gather(ready, outcome, name) for name in names}
+        sums = {name: self._gather(runners, outcome, name) for name in names}
         groups: list[GroupReport] = []
         for index, group in enumerate(self.groups):
             inside = self._group_of == index

@@ -181,12 +181,26 @@ class PassWriter:
         )
 
     def _given(self, domain: str, late: bool = False) -> list[tuple[Symbol, str]]:
-        """Arrays of `domain` that are read, as (node, array name)."""
-        users = {id(a) for n in self.step.nodes for a in n.args if (n in self.late) == late}
-        users |= set() if late else {id(s) for s in self.step.stores.values()}
-        inputs = [(n, n.name) for n in self.step.inputs if n.domain == domain and id(n) in users]
-        carried = [(n, s) for n, s in self.step.carried.items() if n.domain == domain]
-        return inputs + ([] if late else carried)
+        """Arrays of `domain` that are read (at the end of a row or column), as (node, array)."""
+        given = [(n, n.name) for n in self.step.inputs] + list(self.step.carried.items())
+        if late:
+            read = {a for n in self._concluding(domain) for a in n.args}
+        else:
+            read = {a for n in self.step.nodes for a in n.args if n not in self.late}
+            read |= {*self.step.stores.values(), *self.step.carried}
+        return [(n, name) for n, name in given if n.domain == domain and n in read]
+
+    def _concluding(self, domain: str) -> list[Symbol]:
+        """What is computed at the end of a row or column: what its sums decide, and what else that
+        takes; a value that elements read too is computed again."""
+        needed: set[Symbol] = set()
+        found: list[Symbol] = []
+        for node in reversed(self.step.nodes):
+            own = node.domain == domain and node not in self.step.reductions
+            if own and (node in self.late or node in needed):
+                found.append(node)
+                needed.update(node.args)
+        return found[::-1]
 
     def _stores(self, domain: str) -> list[tuple[str, Symbol]]:
         return [(n, s) for n, s in self.step.stores.items() if s.domain == domain]
@@ -277,7 +291,7 @@ class PassWriter:
     def _conclude(self, domain: str, index: str) -> None:
         for node, name in self._given(domain, late=True):
             self.w.line(f"{self._name(node)} = {self._load(name, index)}")
-        for node in self._nodes(domain, late=True):
+        for node in self._concluding(domain):
             self._assign(node)
         for name, node in self._stores(domain):
             self._store(name, index, self._operand(node))

@@ -123,7 +123,8 @@ def schedule(
             and n.args[0].domain == "element"
             and number == (last if n in late_sums else places[n].number)
         ]
-        _collect(step, number, places, reduced)
+        overwritten = {reduced[r] for r in reduced if places[r].number < number}
+        _collect(step, number, places, reduced, overwritten)
         passes.append(step)
     return Schedule(
         graph,
@@ -170,9 +171,17 @@ def _place(graph: Graph) -> dict[Symbol, _Place]:
 
 
 def _collect(
-    step: Pass, number: int, places: dict[Symbol, _Place], reduced: dict[Symbol, str]
+    step: Pass,
+    number: int,
+    places: dict[Symbol, _Place],
+    reduced: dict[Symbol, str],
+    overwritten: set[str],
 ) -> None:
-    """Fill in everything that the outputs of `step` need, down to what is given."""
+    """Fill in everything that the outputs of `step` need, down to what is given.
+
+    Per-row and per-column values of earlier passes are read from their slots, or computed again
+    from such; what an earlier pass has `overwritten` is gone.
+    """
     found: dict[int, Symbol] = {}
     stack = [*step.stores.values(), *step.reductions]
     while stack:
@@ -184,14 +193,15 @@ def _collect(
         earlier = place.late and place.number < number
         if node.op == "constant" or (node.is_host and node not in step.reductions):
             continue
-        if earlier and node.domain in ("row", "column"):
-            if node not in reduced:
-                raise ValueError(
-                    f"a per-{node.domain} value is needed in a later pass: only a slot can carry "
-                    f"it there, so return it as a slot of the rule"
-                )
+        if earlier and node in reduced:
             step.carried[node] = reduced[node]
             continue
+        lost = earlier and node.op in ("sum", "mean") and node.domain in ("row", "column")
+        if lost or (node.op == "input" and node.name in overwritten):
+            raise ValueError(
+                f"a per-{node.domain} value is needed in a later pass: only a slot can carry "
+                f"it there, so return it as a slot of the rule"
+            )
         stack.extend(node.args)
     for node in sorted(found.values(), key=lambda n: n.index):
         if node.op == "constant" or node in step.carried:

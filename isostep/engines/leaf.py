@@ -78,6 +78,16 @@ class Leaf:
         """The shape of a slot as users see it: the parameter's, without what it is reduced over."""
         return tuple(self.array.shape[axis] for axis in sorted(self._kept_axes(per)))
 
+    def bring_in(self) -> None:
+        """Copy a staged parameter to its stage."""
+        if self.staged:
+            self.own[...] = self.array.transpose(self.order).reshape(-1)
+
+    def take_back(self) -> None:
+        """Copy a stage back to its parameter."""
+        if self.staged:
+            self.array[...] = self.view(self.own)
+
     def view(self, dense: AnyArray, per: Domain = "element") -> AnyArray:
         """A dense array of this leaf, seen with the axes in the user's order."""
         kept = self._kept_axes(per)

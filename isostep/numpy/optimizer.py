@@ -12,7 +12,7 @@ import numpy as np
 
 from isostep import dialects, rules
 from isostep.engines.cohort import Runner
-from isostep.engines.leaf import AnyArray, Leaf
+from isostep.engines.leaf import AnyArray
 from isostep.errors import (
     GradientError,
     HyperparameterError,
@@ -146,14 +146,9 @@ class Optimizer:
             raise HyperparameterError(f"loss_scale={loss_scale!r} must be positive and finite")
         named = self._by_name(grads)
         dtypes = self._gradients.collect(named)
-        staged = [leaf for leaf in self._stepper.leaves if leaf.staged]
         try:
-            for leaf in staged:
-                leaf.arrays[_own(leaf)][...] = leaf.dense(leaf.array)
             report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
             self._last = self._stepper.prepare(dtypes).runners
-            for leaf in staged:
-                leaf.array[...] = leaf.view(leaf.arrays[_own(leaf)])
         finally:
             self._gradients.release()
         return report
@@ -413,11 +408,6 @@ class Optimizer:
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self._stepper.groups[-1].values.items())
         return f"{self.rule.name}({len(self._names)} parameters, {self._dialect.name}: {values})"
-
-
-def _own(leaf: Leaf) -> str:
-    """The dense array that stands for the user's own."""
-    return "model" if "model" in leaf.arrays else "param"
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
