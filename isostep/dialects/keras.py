@@ -211,7 +211,9 @@ DIALECT = Dialect(
         "default, whatever the dtype of the variables",
         "keras-casts-through-float32: on the TensorFlow backend a number that Keras casts to the "
         "dtype of a variable is rounded to float32 first: weight decay, the momentum of SGD, the "
-        "betas of Adam in their powers, the initial accumulator of Adagrad",
+        "betas of Adam in their powers, the initial accumulator of Adagrad, epsilon_2 of Adafactor",
+        "keras-norm-clips-in-float32: on the torch backend the norms that clipnorm and "
+        "global_clipnorm compare are float32, also of float64 gradients",
         "keras-decay-before-update: weight decay is decoupled in every rule and is applied before "
         "the rule reads the variable",
     ),

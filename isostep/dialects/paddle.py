@@ -165,4 +165,7 @@ DIALECT = Dialect(
         "lr_ratio",
         "apply_decay_param_fun",
     ),
+    quirks=(
+        "paddle-clip-by-norm-takes-float32: on the CPU ClipGradByNorm refuses float64 gradients",
+    ),
 )

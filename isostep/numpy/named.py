@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from isostep import rules
 from isostep.numpy.optimizer import Optimizer
-from isostep.rules.base import Rule
 
 
-class _Named(Optimizer):
-    """An optimizer whose rule is its class."""
+class RuleOptimizer(Optimizer):
+    """An optimizer whose rule is its class's; otherwise as `Optimizer`."""
 
-    _rule: str
+    _rule: ClassVar[str]
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(self._rule, params, **options)
 
 
-def _documented(rule: Rule) -> str:
+def _class_of(name: str) -> type[RuleOptimizer]:
+    rule = rules.get(name)
     described = "\n".join(
         f"        {h.name}: {h.meaning}, in {h.range}." for h in rule.hyperparameters
     )
-    return (
-        f"{rule.name} over NumPy arrays, updated in place.\n\n"
+    documentation = (
+        f"{name} over NumPy arrays, updated in place.\n\n"
         f"    Args:\n        params: see `Optimizer`, which also lists the options.\n{described}\n"
     )
+    own = {"_rule": name, "__doc__": documentation, "__module__": "isostep.numpy"}
+    return type(name, (RuleOptimizer,), own)
 
 
-class SGD(_Named):
-    _rule = "SGD"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class Adagrad(_Named):
-    _rule = "Adagrad"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class RMSprop(_Named):
-    _rule = "RMSprop"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class Adadelta(_Named):
-    _rule = "Adadelta"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class Adam(_Named):
-    _rule = "Adam"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class AdamW(_Named):
-    _rule = "AdamW"
-    __doc__ = _documented(rules.get(_rule))
-
-
-class Adafactor(_Named):
-    _rule = "Adafactor"
-    __doc__ = _documented(rules.get(_rule))
+SGD = _class_of("SGD")
+Adagrad = _class_of("Adagrad")
+RMSprop = _class_of("RMSprop")
+Adadelta = _class_of("Adadelta")
+Adam = _class_of("Adam")
+AdamW = _class_of("AdamW")
+Adafactor = _class_of("Adafactor")
