@@ -27,7 +27,7 @@ NAME = "copy"
 
 
 def source(reads: int, writes: int) -> str:
-    """A module with one function that reads `reads` arrays and writes the first `writes` of them."""
+    """A module with one function: reads `reads` arrays, writes the first `writes` of them."""
     points = "\n".join(
         f"        a{k} = float32_at(arrays[tensor * {reads} + {k}] + 4 * start)"
         for k in range(reads)

@@ -53,17 +53,20 @@ def load() -> float | None:
         return None
 
 
-def environment(threads: int, peers: list[str]) -> dict[str, str]:
-    """The environment of a worker: threads, huge pages and backend.
+def environment(threads: int, peers: list[str], huge_pages: bool) -> dict[str, str]:
+    """The environment of a worker: threads, backend and memory.
 
-    NumPy asks for huge pages, other frameworks do not. glibc can do it for all of them, so that no
-    contestant has the better memory.
+    NumPy asks Linux for huge pages, other frameworks leave it to the system. With `huge_pages`
+    glibc asks for all of them, which spares those that allocate temporaries many page faults.
     """
     backend = {"keras-torch": "torch", "keras-jax": "jax", "keras-tf": "tensorflow"}
     chosen = {name: str(threads) for name in _THREADS}
     chosen |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    chosen |= {"KERAS_BACKEND": backend[p] for p in peers if p in backend}
-    chosen |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    if huge_pages:
+        chosen["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    for peer in peers:
+        if peer in backend:
+            chosen["KERAS_BACKEND"] = backend[peer]
     return {**os.environ, **chosen}
 
 

@@ -32,7 +32,9 @@ def _counted() -> Iterator[list[float]]:
         yield seconds
 
 
-def measure(case: Case, params: list[Floats], grads: list[Floats], budget: Budget) -> dict[str, Any]:
+def measure(
+    case: Case, params: list[Floats], grads: list[Floats], budget: Budget
+) -> dict[str, Any]:
     """Medians of a whole step, of its kernels and of the rest, in milliseconds."""
     contestant = own.contestant(case, params, grads)
     for _ in range(WARM_UP):

@@ -22,6 +22,7 @@ def measure(imports: int = 7, cold: int = 3) -> dict[str, Any]:
         colds = [_process(os.path.join(folder, str(k))) for k in range(cold)]
         warms = [_process(os.path.join(folder, "0")) for _ in range(imports)]
     return {
+        "front_end_import_ms": statistics.median(f["front_end"] for f in colds + warms),
         "import_ms": statistics.median(f["import"] for f in colds + warms),
         "cold_first_step_ms": statistics.median(f["first_step"] for f in colds),
         "disk_first_step_ms": statistics.median(f["first_step"] for f in warms),

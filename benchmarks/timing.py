@@ -49,7 +49,7 @@ class Budget:
         seconds: no new round starts after this time, once there were `least` rounds.
         least, most: bounds of the number of rounds.
         drop: a contestant this many times slower than the fastest of its family has had enough
-            after `least` rounds.
+            after `least` rounds, and one twice that after two.
     """
 
     seconds: float = 6.0
@@ -73,10 +73,10 @@ def interleave(contestants: Sequence[Contestant], budget: Budget) -> None:
     end = time.perf_counter() + budget.seconds
     running = list(contestants)
     for number in range(budget.most):
-        if number >= budget.least:
-            if time.perf_counter() > end:
-                break
-            running = _still_running(running, budget.drop)
+        if number >= budget.least and time.perf_counter() > end:
+            break
+        if number >= 2:
+            running = _still_running(running, budget.drop * (1 if number >= budget.least else 2))
         for contestant in running if number % 2 == 0 else reversed(running):
             contestant.seconds.append(_turn(contestant))
             contestant.rounds.append(number)
@@ -101,9 +101,7 @@ def _still_running(running: Sequence[Contestant], drop: float) -> list[Contestan
 def paired_ratio(slow: Contestant, fast: Contestant) -> float:
     """The median over rounds of how many times longer `slow` took than `fast`."""
     other = dict(zip(fast.rounds, fast.seconds, strict=True))
-    pairs = [
-        s / other[n] for n, s in zip(slow.rounds, slow.seconds, strict=True) if n in other
-    ]
+    pairs = [s / other[n] for n, s in zip(slow.rounds, slow.seconds, strict=True) if n in other]
     return float(np.median(pairs))
 
 

@@ -1,7 +1,7 @@
 """A worker: measures the cells of one set of peers in a process of its own.
 
-`python -m benchmarks.worker '{...}'` takes a `Task` as JSON and prints one JSON object a line: first
-versions, then one object for each cell. Whatever else the frameworks print goes to stderr.
+`python -m benchmarks.worker '{...}'` takes a `Task` as JSON and prints one JSON object a line:
+first versions, then one object for each cell. Whatever else the frameworks print goes to stderr.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ class Task:
         models, cases: the cells, by name.
         budget: for each cell.
         threads: that every contestant may use.
+        huge_pages: whether glibc asks for huge pages on behalf of all.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Task:
     cases: list[str]
     budget: Budget
     threads: int
+    huge_pages: bool = False
 
     @property
     def cells(self) -> list[tuple[str, str]]:
@@ -68,7 +71,10 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
         if arrays[0] != model:
             shapes = models.get(model)
             arrays = (model, shapes.arrays(0.02, seed=0), shapes.arrays(0.01, seed=1))
-        yield {"kind": task.kind, "model": model, "case": case} | _cell(task, case, *arrays[1:])
+        start = time.perf_counter()
+        found = _cell(task, case, *arrays[1:])
+        seconds = round(time.perf_counter() - start, 1)
+        yield {"kind": task.kind, "model": model, "case": case, "seconds": seconds} | found
         gc.collect()
 
 

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 State = dict[str, Array]
 
 KERAS = ("keras", "tf_keras")
+# Keras 3, torch's AveragedModel and optax' incremental_update average whatever had no gradient too.
+AVERAGES_ALL = ("keras", "torch", "optax")
 
 
 def one_minus_power(beta: float, t: int) -> float:
@@ -30,13 +32,11 @@ def rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-# -- the rules: (p, g, t, state, h) -> new p ---------------------------------------------------------
+# -- the rules: (p, g, t, state, h) -> new p -------------------------------------------------------
 
 
-def follow_momentum(
-    p: Array, g: Array, gain: float, s: State, h: SimpleNamespace
-) -> Array:
-    """Torch's arrangement (the rate outside), Paddle's RMSProp (inside), Keras' (inside, falling)."""
+def follow_momentum(p: Array, g: Array, gain: float, s: State, h: SimpleNamespace) -> Array:
+    """The rate outside the buffer (torch), inside (Paddle's RMSProp), inside, negated (Keras)."""
     b = s["momentum_buffer"]
     if h.buffer == "direction":
         b = s["momentum_buffer"] = h.momentum * b + gain * g
@@ -153,7 +153,7 @@ RULES: dict[str, Callable[..., Array]] = {
 }
 
 
-# -- clipping, as each framework writes it -----------------------------------------------------------
+# -- clipping, as each framework writes it ---------------------------------------------------------
 
 
 def norm_of(*arrays: Array) -> float:
@@ -186,7 +186,7 @@ def clipped(dialect: str, kind: str, bound: float, grads: State) -> State:
     return {name: g * factor for name, g in grads.items()}
 
 
-# -- one step ----------------------------------------------------------------------------------------
+# -- one step --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -240,9 +240,13 @@ class Oracle:
         self.iteration += 1
         for name, g in given.items():
             self.steps[name] += 1
-            self._one(name, -g if self.maximize else g, h)
+            new = self._one(name, -g if self.maximize else g, h)
+            self.params[name] = self._averaged(name, new)
+        if self.dialect in AVERAGES_ALL:
+            for name in self.params.keys() - given.keys():
+                self.params[name] = self._averaged(name, self.params[name])
 
-    def _one(self, name: str, g: Array, h: SimpleNamespace) -> None:
+    def _one(self, name: str, g: Array, h: SimpleNamespace) -> Array:
         p = self.params[name]
         per_parameter = self.dialect in ("torch", "paddle")
         t = self.steps[name] if per_parameter else self.iteration
@@ -255,9 +259,7 @@ class Oracle:
             lost = h.lr * h.weight_decay * p
         seen = p - lost if self.dialect in KERAS else p  # Keras decays the variable itself, first
         new = RULES[self.rule](seen, g, t, self.slots[name], h)
-        if self.dialect not in KERAS:
-            new = new - lost
-        self.params[name] = self._averaged(name, new)
+        return new if self.dialect in KERAS else new - lost
 
     def _averaged(self, name: str, new: Array) -> Array:
         if not self.ema:

@@ -11,6 +11,7 @@ roundings are counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 import isostep
 from isostep import recipe as recipes
+from isostep.compile.layout import SUM_BLOCK
 
 from .table import UNIT_ROUNDOFF
 
@@ -41,6 +43,7 @@ class Bounded:
     def rounded(self, value: Any, error: Any) -> Bounded:
         value = np.asarray(value, dtype=np.float64)
         own = UNIT_ROUNDOFF[self.dtype] * (np.abs(value) + error) + SMALLEST[self.dtype]
+        own = np.where((value == 0) & (np.asarray(error) == 0), 0.0, own)  # an exact zero
         return Bounded(value, (error + own) * FIRST_ORDER, self.dtype)
 
     def stored(self, dtype: str) -> Bounded:
@@ -63,6 +66,8 @@ class Bounded:
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Bounded:
+        if other is self:
+            return Bounded(self.value - self.value, 0.0, self.dtype)
         return self + -self._as(other)
 
     def __rsub__(self, other: Any) -> Bounded:
@@ -93,7 +98,8 @@ class Bounded:
     def __gt__(self, other: Any) -> tuple[Any, Any]:
         other = self._as(other)
         gap = self.value - other.value
-        return gap > 0, np.abs(gap) > self.error + other.error
+        doubt = self.error + other.error
+        return gap > 0, (np.abs(gap) > doubt) | (doubt == 0)
 
 
 class BoundedNamespace:
@@ -145,9 +151,10 @@ class BoundedNamespace:
             return total if self.totals is None else self.totals[len(self.own) - 1]
         axis = {"row": (2,), "column": (1,), "matrix": (1, 2), "tensor": (0, 1, 2)}[per]
         error = np.broadcast_to(x.error, np.shape(x.value)).sum(axis=axis, keepdims=True)
-        # Sums are taken in float64, in any order.
-        count = np.size(x.value)
-        error = error + count * 2.0**-53 * np.abs(x.value).sum(axis=axis, keepdims=True)
+        # Short blocks are summed in the dtype of the arithmetic, in any order; blocks in float64.
+        terms = np.size(x.value) // np.size(error)
+        own = min(terms, SUM_BLOCK) * UNIT_ROUNDOFF[x.dtype] + terms * UNIT_ROUNDOFF["float64"]
+        error = error + own * np.abs(x.value).sum(axis=axis, keepdims=True)
         return x.rounded(x.value.sum(axis=axis, keepdims=True), error)
 
 
@@ -189,27 +196,35 @@ class Twin:
     def step(self, grads: Mapping[str, Any], loss_scale: float = 1.0) -> None:
         """Take the step that the optimizer is about to take."""
         given = [leaf for leaf in self._leaves if grads[leaf.name] is not None]
+        idle = [leaf for leaf in self._leaves if grads[leaf.name] is None]
         with np.errstate(all="ignore"):
             first = [self._run(leaf, grads, loss_scale, None) for leaf in given]
             totals = [_total(sums) for sums in zip(*(own for _, own in first), strict=True)]
             for leaf in given:
-                stores, _ = self._run(leaf, grads, loss_scale, totals)
-                for name, value in stores.items():
-                    self._state[leaf.name][name] = value.stored(leaf.arrays[name].dtype.name)
+                self._keep(leaf, self._run(leaf, grads, loss_scale, totals)[0])
+            if self._stepper.options.ema and self._stepper.dialect.averaging.without_gradient:
+                for leaf in idle:
+                    self._keep(leaf, self._run(leaf, grads, loss_scale, None)[0])
+
+    def _keep(self, leaf: Any, stores: dict[str, Bounded]) -> None:
+        for name, value in stores.items():
+            self._state[leaf.name][name] = value.stored(leaf.arrays[name].dtype.name)
 
     def _run(
         self, leaf: Any, grads: Mapping[str, Any], loss_scale: float, totals: Any
     ) -> tuple[dict[str, Bounded], list[Bounded]]:
         compute = "float64" if leaf.array.dtype == np.float64 else "float32"
-        g = leaf.dense(grads[leaf.name]).astype(np.float64).reshape(leaf.shape3)
         inputs = {n: Bounded(b.value, b.error, compute) for n, b in self._state[leaf.name].items()}
-        inputs["grad"] = Bounded(g, 0.0, compute)
-        if compute == "float32" and grads[leaf.name].dtype == np.float64:
-            inputs["grad"] = inputs["grad"].rounded(g, 0.0)
+        g = grads[leaf.name]
+        recipe = replace(self._stepper.recipe(leaf), idle=g is None)
+        if g is not None:
+            exact = leaf.dense(g).astype(np.float64).reshape(leaf.shape3)
+            inputs["grad"] = Bounded(exact, 0.0, compute)
+            if compute == "float32" and g.dtype == np.float64:
+                inputs["grad"] = inputs["grad"].rounded(exact, 0.0)
         xp = BoundedNamespace(totals)
-        recipe = self._stepper.recipe(leaf)
         result = recipes.step(xp, recipe, inputs, self._coefficients(leaf, compute, loss_scale))
-        if recipe.master:
+        if recipe.master and "param" in result.stores:
             result.stores["model"] = result.stores["param"]
         return result.stores, xp.own
 
@@ -220,8 +235,10 @@ class Twin:
         counts = stepper.dialect.steps_per == "parameter"
         t = int(stepper.steps[index] if counts else stepper.iteration) + 1
         c = stepper._fold({}, (leaf.group, t, leaf.array.dtype.name), loss_scale)
-        exact = Bounded(0.0, 0.0, compute)
-        return SimpleNamespace(**{name: exact.rounded(value, 0.0) for name, value in c.items()})
+        rounded = {name: np.float64(getattr(np, compute)(value)) for name, value in c.items()}
+        return SimpleNamespace(
+            **{name: Bounded(c[name], abs(rounded[name] - c[name]), compute) for name in c}
+        )
 
     def bounds(self) -> dict[str, Any]:
         """The bound of each array's error, named and shaped as `table.state_of` does."""

@@ -70,16 +70,14 @@ class Config:
         return self.name
 
     def optimizer(self, params: Any, **more: Any) -> isostep.Optimizer:
-        return isostep.Optimizer(
-            self.rule,
-            params,
-            dialect=self.dialect,
-            clip=Clip(**{self.clip[0]: self.clip[1]}) if self.clip else None,
-            ema=EMA(*self.ema) if self.ema else None,
-            maximize=self.maximize,
-            decay=self.decay,
-            **{**self.h, **self.options, **more},
-        )
+        own = {
+            "dialect": self.dialect,
+            "clip": Clip(**{self.clip[0]: self.clip[1]}) if self.clip else None,
+            "ema": EMA(*self.ema) if self.ema else None,
+            "maximize": self.maximize,
+            "decay": self.decay,
+        }
+        return isostep.Optimizer(self.rule, params, **{**own, **self.h, **self.options, **more})
 
     def oracle(self, params: Mapping[str, AnyArray], **more: Any) -> Oracle:
         return Oracle(
@@ -138,7 +136,7 @@ ADAM = {
     "max_of_corrected": False,
 }
 ADAFACTOR = {
-    "lr": 0.3,
+    "lr": 0.2,
     "decay_rate": 0.7,
     "eps1": 1e-3,
     "eps2": 0.05,
@@ -229,6 +227,7 @@ FORMS: list[Config] = [
         largest_axes=True,
         min_dim_to_factor=4,
         relative_step=False,
+        lr=0.03,
     ),
     form(
         "adafactor-bare",
@@ -256,8 +255,9 @@ RECIPES: list[Config] = [
     Config("decay-keras", "SGD", SGD | {"dampening": 0.0}, "keras"),
     Config("ema-initial", "SGD", SGD, ema=(0.9, None, "initial")),
     Config("ema-first-update", "SGD", SGD, ema=(0.9, None, "first_update")),
-    Config("ema-overwrite", "Adam", ADAM, "tf_keras", ema=(0.6, 3, "initial")),
-    Config("ema-overwrite-first-update", "Adam", ADAM, ema=(0.6, 3, "first_update")),
+    Config("ema-keras", "SGD", SGD | {"dampening": 0.0}, "keras", ema=(0.85, 3, "first_update")),
+    Config("ema-overwrite", "Adam", ADAM, "tf_keras", ema=(0.85, 3, "initial")),
+    Config("ema-overwrite-first-update", "Adam", ADAM, ema=(0.85, 3, "first_update")),
     Config(
         "everything",
         "AdamW",
@@ -278,6 +278,13 @@ RECIPES: list[Config] = [
         loss_scale=8.0,
         options={"nonfinite": "raise", "report": True},
     ),
+]
+
+# What separates dialects in float64 is coefficients; in float32 one of them is enough.
+SINGLE = FORMS + [
+    config
+    for config in RECIPES
+    if config.dialect == "torch" or config.name == "clip-global_norm-keras"
 ]
 
 BY_NAME = {config.name: config for config in FORMS + RECIPES}

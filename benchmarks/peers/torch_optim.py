@@ -36,7 +36,8 @@ def _optimizer(
     tensors: list[torch.Tensor] = []
     for array, gradient in zip(params, grads, strict=True):
         tensor = torch.from_numpy(array.copy()).requires_grad_()
-        tensor.grad = torch.from_numpy(gradient.copy())
+        # Clipping writes the gradients; otherwise they are only read.
+        tensor.grad = torch.from_numpy(gradient.copy() if case.composite else gradient)
         tensors.append(tensor)
     return getattr(torch.optim, case.rule)(tensors, **case.hyperparameters, **kind), tensors
 

@@ -4,9 +4,11 @@
 relative to the largest magnitude that this element has had so far: a parameter that passes zero
 keeps the rounding of what it was.
 
-*Float32*: of every parameter and slot, the largest distance of any element to the float64 run is no
-larger than that of the framework's own float32 run, plus one float32 ulp of the array's largest
-magnitude.
+*Float32*: the distance of a float32 run to the float64 run is no larger than that of the
+framework's own float32 run, plus one ulp. Distance is the root mean square over all elements of a
+slot (of all parameters of the case, at all saved steps), each in float32 ulps of the largest
+magnitude in its array. The maximum would be a draw of luck: two roundings of equal quality differ
+in it by several ulps.
 """
 
 from __future__ import annotations
@@ -20,14 +22,38 @@ from pathlib import Path
 
 import numpy as np
 
-from isostep import dialects
+from isostep import dialects, rules
+from isostep.dialects import Dialect
 from isostep.numpy import Optimizer
 from isostep.recipe import EMA, Clip
 
-from .case import DTYPES, Array, Case, State, load
+from .case import Array, Case, State, load
 
-TOLERANCE = 1e-12
 ROOT = Path(__file__).parents[2]
+Reference = dict[tuple[str, ...], Array]
+
+
+def reference(framework: str, path: Path, **environment: str) -> Reference:
+    """What the real framework computes, in a process of its own.
+
+    Args:
+        framework: whose `*_reference` module runs.
+        path: a file to keep the arrays in.
+        **environment: variables of that process.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.parity.{framework}_reference", path]
+    quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **quiet, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, f"the run of {framework} failed:\n{done.stderr[-4000:]}"
+    return load(path)
 
 
 @dataclass
@@ -39,31 +65,40 @@ class Run:
     ran: set[str] = field(default_factory=set)
 
 
-def make(dialect: str, case: Case, parameters: dict[str, Array]) -> Optimizer:
-    """isostep's optimizer for a case; the parameters are updated in place."""
+def make(
+    dialect: str | Dialect, case: Case, parameters: dict[str, Array], rounded: bool = False
+) -> Optimizer:
+    """isostep's optimizer for a case; the parameters are updated in place.
+
+    Args:
+        rounded: round to float32 what the framework holds in float32.
+    """
     average = case.average
-    # optax' RMSprop has an argument `decay`, which is an option of the NumPy front-end as well.
-    arguments = {"alpha" if k == "decay" else k: v for k, v in case.arguments.items()}
+    spelled = dialects.get(dialect)
+    spelling = spelled.spelling(case.framework_class)
+    # Resolved here, as a framework may have several classes for one rule.
+    values = spelling.resolve(rules.get(case.rule), case.arguments)
+    if rounded:
+        values |= {name: float(np.float32(values[name])) for name in spelling.in_float32}
     return Optimizer(
         case.rule,
         parameters,
-        dialect=dialect,
+        dialect=spelled,
         engine="native",
         maximize=case.maximize,
         clip=Clip(**{case.clip[0]: case.clip[1]}) if case.clip else None,
-        ema=average
-        and EMA(average.momentum, average.every, dialects.get(dialect).averaging.start),
-        **arguments,
-        **case.own,
+        ema=average and EMA(average.momentum, average.every, spelled.averaging.start),
+        **values,
     )
 
 
-def run(dialect: str, case: Case, dtype: str) -> Run:
+def run(dialect: str | Dialect, case: Case, dtype: str, rounded: bool = False) -> Run:
     """isostep over all steps of a case, slots under the framework's names."""
     parameters = case.parameters(dtype)
-    optimizer = make(dialect, case, parameters)
-    names = {"average": "average"} | dict(dialects.get(dialect).spelling(case.rule).slots)
-    result, largest = Run(), {}
+    optimizer = make(dialect, case, parameters, rounded)
+    spelling = dialects.get(dialect).spelling(case.framework_class)
+    names = {"average": "average", **spelling.slots}
+    result, largest = Run(), State()
     for step in range(case.saved[-1] + 1):
         if step:
             optimizer.step(case.gradients(step, dtype))
@@ -72,7 +107,7 @@ def run(dialect: str, case: Case, dtype: str) -> Run:
             name: {"param": array} | {names[k]: v for k, v in optimizer.slots(name).items()}
             for name, array in parameters.items()
         }
-        for name, slot, array in walk(state):
+        for name, slot, array in _walk(state):
             before = largest.setdefault(name, {}).get(slot, 0.0)
             largest[name][slot] = np.maximum(before, np.abs(array))
         if step in case.saved:
@@ -81,7 +116,70 @@ def run(dialect: str, case: Case, dtype: str) -> Run:
     return result
 
 
-def walk(state: State) -> Iterator[tuple[str, str, Array]]:
+def assert_float64(
+    dialect: str,
+    case: Case,
+    theirs: Reference,
+    *,
+    extra: frozenset[str] = frozenset(),
+    tolerance: float | None = None,
+) -> None:
+    """The float64 law.
+
+    Args:
+        extra: slots of the framework that isostep does without.
+        tolerance: in place of the case's.
+    """
+    ours = run(dialect, case, "float64", rounded=True)
+    assert ours.ran == {f"native {layout} float64" for layout in case.kernels}
+    _assert_same_slots(case, "float64", ours, theirs, extra)
+    error, where = worst(case, ours, theirs)
+    limit = case.tolerance if tolerance is None else tolerance
+    assert error <= limit, f"{where}: relative error {error:.2e} > {limit:.0e}"
+
+
+def worst(case: Case, ours: Run, theirs: Reference) -> tuple[float, tuple[int, str, str]]:
+    """The largest relative error of a float64 run, and its step, parameter and slot."""
+    return max(
+        (_error(array, expected, ours.magnitudes[step][name][slot]), (step, name, slot))
+        for step, name, slot, array, expected in _pairs(case, "float64", ours, theirs)
+    )
+
+
+def assert_float32(dialect: str, case: Case, theirs: Reference, *, exact: bool = True) -> None:
+    """The float32 law.
+
+    Args:
+        exact: the framework's own float64 run is what both are compared with; else isostep's is,
+            as the framework's holds numbers in float32.
+    """
+    ours = run(dialect, case, "float32")
+    assert ours.ran == {f"native {layout} float32" for layout in case.kernels}
+    held = dialects.get(dialect).spelling(case.framework_class).in_float32
+    exact = exact and not case.quirk and not held and "float64" in case.dtypes
+    oracle = None if exact else run(dialect, case, "float64")
+    distances: dict[str, list[tuple[Array, Array]]] = {}
+    for step, name, slot, array, expected in _pairs(case, "float32", ours, theirs):
+        if oracle is None:
+            true = theirs[case.name, "float64", str(step), name, slot].reshape(array.shape)
+        else:
+            true = oracle.states[step][name][slot]
+        assert np.array_equal(np.isfinite(array), np.isfinite(expected)), (step, name, slot)
+        seen = np.isfinite(true)
+        if seen.any():
+            ulp = np.spacing(np.abs(true[seen]).max().astype(np.float32)).astype(np.float64)
+            apart = tuple(
+                np.abs(a.astype(np.float64) - true)[seen] / ulp for a in (array, expected)
+            )
+            distances.setdefault(slot, []).append(apart)
+    for slot, apart in distances.items():
+        our, their = (
+            np.sqrt(np.mean(np.square(np.concatenate(side)))) for side in zip(*apart, strict=True)
+        )
+        assert our <= their + 1, f"{slot}: {our:.2f} ulps, and the framework {their:.2f}"
+
+
+def _walk(state: State) -> Iterator[tuple[str, str, Array]]:
     """(parameter, slot, array) of a state."""
     for name, arrays in state.items():
         for slot, array in arrays.items():
@@ -90,3 +188,37 @@ def walk(state: State) -> Iterator[tuple[str, str, Array]]:
 
 def _copy(state: State) -> State:
     return {name: {k: np.array(a) for k, a in arrays.items()} for name, arrays in state.items()}
+
+
+def _pairs(
+    case: Case, dtype: str, ours: Run, theirs: Reference
+) -> Iterator[tuple[int, str, str, Array, Array]]:
+    """(step, parameter, slot, our array, theirs), where the framework has the slot already."""
+    for step, state in ours.states.items():
+        for name, slot, array in _walk(state):
+            expected = theirs.get((case.name, dtype, str(step), name, slot))
+            if expected is None:
+                absent = case.without_gradient.get(name, lambda step: False)
+                assert all(absent(s) for s in range(1, step + 1)), f"no {slot} of {name}"
+                continue
+            assert expected.dtype == dtype, (step, name, slot)
+            # PyTorch keeps the reduced axis of a factor.
+            assert expected.squeeze().shape == array.squeeze().shape, (step, name, slot)
+            yield step, name, slot, array, expected.reshape(array.shape)
+
+
+def _error(array: Array, expected: Array, magnitude: Array) -> float:
+    """The largest relative error; infinite where one side is not finite and the other differs."""
+    same = (array == expected) | (np.isnan(array) & np.isnan(expected))
+    with np.errstate(all="ignore"):
+        relative = np.where(same, 0.0, np.abs(array - expected) / magnitude)
+    return float(np.nan_to_num(relative, nan=np.inf).max(initial=0.0))
+
+
+def _assert_same_slots(
+    case: Case, dtype: str, ours: Run, theirs: Reference, extra: frozenset[str]
+) -> None:
+    for step, state in ours.states.items():
+        for name, arrays in state.items():
+            kept = {key[4] for key in theirs if key[:4] == (case.name, dtype, str(step), name)}
+            assert kept <= arrays.keys() | extra, (step, name)

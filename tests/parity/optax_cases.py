@@ -19,7 +19,6 @@ _ADAFACTOR = {
     "weight_decay_rate": 0.002,
     "eps": 1e-4,
 }
-_DECAY_RATE = ("optax-adafactor-decay-rate-in-float32", 1e-6)
 
 # Beside those of each rank, two equal axes, and largest axes that are first and last.
 _AXES: Shapes = {**RANKS, "square": (6, 6), "ends": (9, 2, 7)}
@@ -27,14 +26,14 @@ _TWO: Shapes = {"vector": (7,), "matrix": (6, 5)}
 
 
 def _adafactor(name: str, shapes: Shapes = _TWO, **arguments: object) -> Case:
-    """A case of Adafactor with its decay rate in float64: `exact_adafactor` of the reference."""
+    """A case of Adafactor with its decay rate in float64, as it has no `quirk`."""
     rows = arguments.get("factored", True) and arguments.get("min_dim_size_to_factor", 3) == 3
     kernels = _FACTORED if shapes is _AXES else ("flat", "rows") if rows else ("flat",)
     return Case(
         name,
         "Adafactor",
         _ADAFACTOR | arguments,
-        class_name="exact_adafactor",
+        class_name="adafactor",
         shapes=shapes,
         kernels=kernels,
     )
@@ -74,7 +73,7 @@ CASES = [
     Case("adam", "Adam", _ADAM, class_name="adam", shapes=RANKS),
     Case("adam-nesterov", "Adam", _ADAM | {"nesterov": True}, class_name="adam"),
     Case("adam-slow-betas", "Adam", _ADAM | {"b1": 0.99, "b2": 0.9999}, class_name="adam"),
-    Case("amsgrad", "Adam", _ADAM, class_name="amsgrad", own={"amsgrad": True}),
+    Case("amsgrad", "Adam", _ADAM, class_name="amsgrad"),
     Case("adamw", "AdamW", _ADAMW, class_name="adamw", shapes=RANKS),
     Case("adamw-nesterov", "AdamW", _ADAMW | {"nesterov": True}, class_name="adamw"),
     Case(
@@ -84,7 +83,8 @@ CASES = [
         class_name="adafactor",
         shapes=_AXES,
         kernels=_FACTORED,
-        quirk=_DECAY_RATE,
+        quirk="optax-adafactor-decay-rate-in-float32",
+        tolerance=1e-6,
     ),
     _adafactor("adafactor-exact-decay-rate", _AXES),
     _adafactor("adafactor-not-factored", factored=False),
@@ -92,7 +92,7 @@ CASES = [
     _adafactor("adafactor-no-parameter-scale", multiply_by_parameter_scale=False),
     _adafactor("adafactor-no-clipping", clipping_threshold=None),
     _adafactor("adafactor-momentum", momentum=0.8),
-    _adafactor("adafactor-no-learning-rate", learning_rate=None),
+    _adafactor("adafactor-no-learning-rate", learning_rate=None, multiply_by_parameter_scale=False),
     Case(
         "clip-value-sgd",
         "SGD",

@@ -1,4 +1,4 @@
-"""Runs the cases of `optax_cases` through optax: `python -m tests.parity.optax_reference`."""
+"""Runs `optax_cases` through optax: `python -m tests.parity.optax_reference FILE`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ class OptaxRunner:
     def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
         # As a user has it: 64 bits are switched on for float64 and off for float32.
         jax.config.update("jax_enable_x64", dtype == "float64")
-        make = exact_adafactor if case.class_name == "exact_adafactor" else None
+        exact = case.framework_class == "adafactor" and not case.quirk
+        make = exact_adafactor if exact else getattr(optax, case.framework_class)
         clip = {"value": optax.clip, "global_norm": optax.clip_by_global_norm}
         self.case = case
         self.transformation = optax.chain(
             clip[case.clip[0]](case.clip[1]) if case.clip else optax.identity(),
-            (make or getattr(optax, case.framework_class))(**case.arguments),
+            make(**case.arguments),
         )
         self.parameters = {name: jax.numpy.asarray(a) for name, a in parameters.items()}
         self.kept = self.transformation.init(self.parameters)
@@ -102,7 +103,13 @@ def probes() -> dict[str, Array]:
     climbing = optax.adadelta()
     one = {"w": jax.numpy.ones(1)}
     update, _ = climbing.update(one, climbing.init(one), one)
-    return {"adadelta-default-update": np.asarray(update["w"])}
+    jax.config.update("jax_enable_x64", True)
+    wide = {"w": jax.numpy.ones(1, "float64")}
+    kept = dict(_slots(optax.adafactor(0.1, momentum=0.9).init(wide)))
+    return {
+        "adadelta-default-update": np.asarray(update["w"]),
+        "adafactor-momentum": np.asarray(kept["ema"]["w"]),
+    }
 
 
 if __name__ == "__main__":

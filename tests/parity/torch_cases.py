@@ -138,4 +138,11 @@ CASES = [
         without_gradient=_GAPS,
         clip=("global_norm", 5.0),
     ),
+    Case(
+        "gaps-average-adamw",
+        "AdamW",
+        _ADAM,
+        without_gradient=_GAPS,
+        average=Average(0.9),
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Runs the cases of `torch_cases` through `torch.optim`: `python -m tests.parity.torch_reference`."""
+"""Runs `torch_cases` through `torch.optim`: `python -m tests.parity.torch_reference FILE`."""
 
 from __future__ import annotations
 

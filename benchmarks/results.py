@@ -1,0 +1,135 @@
+"""What was measured, as it is written to JSON, and the questions that tables ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.own import NAME
+from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How isostep compares with the best that one peer has.
+
+    Args:
+        kind: the peer's fastest contestant.
+        own_ms, peer_ms: medians of one step, from one process.
+        ratio: how many times faster isostep is, by the medians.
+        paired: the same as the median of the ratios within rounds.
+    """
+
+    kind: str
+    own_ms: float
+    peer_ms: float
+    ratio: float
+    paired: float
+
+
+@dataclass
+class Results:
+    """Everything that one run found; may be incomplete.
+
+    Args:
+        models, cases, peers: what was asked for, in order.
+        threads: that every contestant could use.
+        huge_pages: whether glibc asked for huge pages on behalf of all.
+        records: one for each cell.
+        errors: of workers that died.
+    """
+
+    models: list[str]
+    cases: list[str]
+    peers: list[str]
+    threads: int
+    huge_pages: bool = False
+    versions: dict[str, str] = field(default_factory=machine.versions)
+    records: list[Record] = field(default_factory=list)
+    startup: Record = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    load: list[float | None] = field(default_factory=lambda: [machine.load()])
+    seconds: float = 0.0
+    complete: bool = False
+
+    def add(self, record: Record) -> None:
+        """Keep what a worker printed."""
+        if "versions" in record:
+            self.versions |= record["versions"]
+        elif "model" not in record:
+            self.errors.append(record["error"])
+        else:
+            self.records.append(record)
+
+    def find(self, kind: str, model: str, case: str) -> list[Record]:
+        """The records of one cell that were measured."""
+        return [
+            r
+            for r in self.records
+            if (r["kind"], r["model"], r["case"]) == (kind, model, case)
+            and not r.keys() & {"error", "absent"}
+        ]
+
+    def speed(self, model: str, case: str, peer: str) -> Speed | None:
+        """isostep against the fastest contestant of `peer`."""
+        for record in self.find("peers", model, case):
+            times = record["times"]
+            found = [n for n, t in times.items() if t["family"] == peer]
+            if found:
+                best = min(found, key=lambda name: times[name]["median_ms"])
+                ratio = record["ratios"][best]
+                own, other = times[NAME]["median_ms"], times[best]["median_ms"]
+                return Speed(best, own, other, ratio["of_medians"], ratio["paired"])
+        return None
+
+    def own_ms(self, model: str, case: str) -> float | None:
+        """The median step of isostep, from the first process that measured it."""
+        found = self.find("peers", model, case) + self.find(LIMIT, model, case)
+        return found[0]["times"][NAME]["median_ms"] if found else None
+
+    def copy_share(self, model: str, case: str) -> tuple[float, float] | None:
+        """The step's part of the copy limit, by paired rounds, and its bytes per second."""
+        for record in self.find(LIMIT, model, case):
+            step = record["times"][NAME]["median_ms"] / 1e3
+            return record["ratios"]["copy"]["paired"], record["step_bytes"] / step
+        return None
+
+    def slowdown(self, model: str, case: str) -> dict[str, float]:
+        """How much slower steps are with gradients of 1e-20, by contestant."""
+        found = self.find(DENORMALS, model, case)
+        return found[0]["slowdown"] if found else {}
+
+    def overhead(self, model: str, case: str) -> Record | None:
+        """The step's time in and outside of kernels."""
+        found = self.find(OVERHEAD, model, case)
+        return found[0] if found else None
+
+    def failures(self) -> list[str]:
+        """What could not be measured, and why."""
+        cells = [
+            f"{r['kind']} {r['model']} {r['case']}: {r['error']}"
+            for r in self.records
+            if "error" in r
+        ]
+        return [*self.errors, *cells]
+
+    def to_dict(self) -> Record:
+        """For JSON."""
+        return {
+            "machine": machine.describe(),
+            "load_before_and_after": self.load,
+            "versions": dict(sorted(self.versions.items())),
+            "threads": self.threads,
+            "huge_pages": self.huge_pages,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 1),
+            "models": self.models,
+            "cases": self.cases,
+            "peers": self.peers,
+            "startup": self.startup,
+            "cells": self.records,
+            "failures": self.failures(),
+        }

@@ -1,0 +1,114 @@
+"""The figures that isostep promises, each beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.cases import CASES
+from benchmarks.results import Results
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise.
+
+    Args:
+        what: in words.
+        bound: the figure.
+        at_least: whether the figure is a lower bound, else an upper one.
+        unit: what the figure is in.
+        read: finds the measured value; None if it was not measured.
+    """
+
+    what: str
+    bound: float
+    at_least: bool
+    unit: str
+    read: Callable[[Results], float | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A promise and what came of it; `met` is None if it was not measured."""
+
+    what: str
+    bound: float
+    at_least: bool
+    unit: str
+    measured: float | None
+    met: bool | None
+
+
+_SPEED = (
+    ("AdamW", "gpt2", 1.05),
+    ("AdamW", "tiny", 5.0),
+    ("clip+AdamW+EMA", "gpt2", 1.6),
+    ("clip+AdamW+EMA", "tiny", 7.0),
+    ("RMSprop", "gpt2", 4.0),
+    ("Adadelta", "gpt2", 7.0),
+    ("Adafactor", "gpt2", 7.0),
+    ("Adafactor", "resnet50", 20.0),
+)
+
+
+def _targets() -> Iterator[Target]:
+    for case, model, bound in _SPEED:
+        yield Target(f"{case} on {model}, over torch's best", bound, True, "x", _speed(model, case))
+    for case in CASES.values():
+        if not case.composite:
+            bound = 70.0 if case.rule == "Adafactor" else 85.0
+            yield Target(
+                f"{case.name} on gpt2, of the copy limit", bound, True, "%", _copy(case.name)
+            )
+    yield Target("step on gradients of 1e-20, worst rule", 1.2, False, "x", _worst_slowdown)
+    yield Target("first step, cold", 3000.0, False, "ms", _startup("cold_first_step_ms"))
+    yield Target("first step, kernels on disk", 300.0, False, "ms", _startup("disk_first_step_ms"))
+    yield Target("import isostep after numpy", 60.0, False, "ms", _startup("import_ms"))
+
+
+def _speed(model: str, case: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        found = results.speed(model, case, "torch")
+        return found.ratio if found else None
+
+    return read
+
+
+def _copy(case: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        found = results.copy_share("gpt2", case)
+        return 100 * found[0] if found else None
+
+    return read
+
+
+def _worst_slowdown(results: Results) -> float | None:
+    found = [
+        results.slowdown(model, case).get("isostep")
+        for model in results.models
+        for case in results.cases
+    ]
+    return max((value for value in found if value is not None), default=None)
+
+
+def _startup(name: str) -> Callable[[Results], float | None]:
+    return lambda results: results.startup.get(name)
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Each target with its measured value."""
+    found: list[Verdict] = []
+    for target in _targets():
+        value = target.read(results)
+        met = None
+        if value is not None:
+            met = value >= target.bound if target.at_least else value <= target.bound
+        found.append(Verdict(target.what, target.bound, target.at_least, target.unit, value, met))
+    return found
+
+
+def as_records(found: list[Verdict]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(verdict) for verdict in found]

@@ -1,0 +1,65 @@
+"""Runs `paddle_cases` through Paddle: `python -m tests.parity.paddle_reference FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import paddle
+
+from .case import Array, Case, State, record
+from .paddle_cases import CASES
+
+_CLIPS = {
+    "value": paddle.nn.ClipGradByValue,
+    "norm": paddle.nn.ClipGradByNorm,
+    "global_norm": paddle.nn.ClipGradByGlobalNorm,
+}
+
+
+class PaddleRunner:
+    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
+        paddle.set_default_dtype(dtype)
+        self.parameters = {
+            name: paddle.create_parameter(
+                list(array.shape),
+                dtype,
+                default_initializer=paddle.nn.initializer.Assign(array),
+            )
+            for name, array in parameters.items()
+        }
+        self.optimizer = getattr(paddle.optimizer, case.framework_class)(
+            parameters=list(self.parameters.values()),
+            grad_clip=_CLIPS[case.clip[0]](case.clip[1]) if case.clip else None,
+            **case.arguments,
+        )
+
+    def step(self, gradients: dict[str, Array | None]) -> None:
+        self.optimizer.clear_grad(set_to_zero=False)
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                self.parameters[name].grad = paddle.to_tensor(gradient)
+        self.optimizer.step()
+
+    def state(self) -> State:
+        found: State = {name: {"param": p.numpy()} for name, p in self.parameters.items()}
+        for slot, tensors in self.optimizer._accumulators.items():
+            for name, parameter in self.parameters.items():
+                if parameter.name in tensors:
+                    found[name][slot] = tensors[parameter.name].numpy()
+        return found
+
+
+def probes() -> dict[str, Array]:
+    """What the tests of single facts look at."""
+    gradient = paddle.to_tensor(np.ones(1))
+    try:
+        paddle.nn.ClipGradByNorm(1.0)([(gradient, gradient)])
+    except RuntimeError:
+        return {"clips-float64-by-norm": np.array(False)}
+    return {"clips-float64-by-norm": np.array(True)}
+
+
+if __name__ == "__main__":
+    paddle.set_device("cpu")
+    record(sys.argv[1], CASES, PaddleRunner, probes)

@@ -1,0 +1,69 @@
+"""isostep beside `paddle.optimizer`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from isostep import dialects
+
+from .case import TOLERANCE, Case
+from .compare import Reference, assert_float32, assert_float64, reference, run, worst
+from .paddle_cases import CASES
+from .quirks import Quirks
+
+pytestmark = pytest.mark.xdist_group("parity-paddle")
+QUIRKS = Quirks("paddle")
+POWERS = ("beta1_pow_acc", "beta2_pow_acc")
+EXTRA = {"RMSprop": {"momentum", "mean_grad"}, "Adam": {*POWERS}, "AdamW": {*POWERS}}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return reference("paddle", tmp_path_factory.mktemp("paddle") / "paddle.npz")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "float64" in c.dtypes], ids=str)
+def test_float64_follows_paddle(case: Case, theirs: Reference):
+    assert_float64("paddle", case, theirs, extra=frozenset(EXTRA.get(case.rule, ())))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32_is_no_further_from_float64_than_paddle(case: Case, theirs: Reference):
+    assert_float32("paddle", case, theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["momentum", "adagrad", "rmsprop-centered-momentum", "adadelta", "adamw"]
+)
+def test_what_the_dialect_lists_is_held_in_float32(name: str, theirs: Reference):
+    case = next(c for c in CASES if c.name == name)
+    assert dialects.get("paddle").spelling(case.framework_class).in_float32
+    assert worst(case, run("paddle", case, "float64"), theirs)[0] > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("beta", [1, 2])
+def test_powers_of_betas_are_one_step_ahead(beta: int, theirs: Reference):
+    case = next(c for c in CASES if c.name == "adamw")
+    power = theirs["adamw", "float64", "10", "cube", f"beta{beta}_pow_acc"]
+    np.testing.assert_allclose(power, case.arguments[f"beta{beta}"] ** 11, rtol=TOLERANCE)
+
+
+@QUIRKS.shown("paddle-rmsprop-keeps-all-slots")
+def test_rmsprop_keeps_slots_that_it_does_not_use(theirs: Reference):
+    assert {key[4] for key in theirs if key[0] == "rmsprop"} >= {"momentum", "mean_grad"}
+    assert (
+        "momentum"
+        not in run("paddle", next(c for c in CASES if c.name == "rmsprop"), "float64").states[1][
+            "cube"
+        ]
+    )
+
+
+@QUIRKS.shown("paddle-clip-by-norm-takes-float32")
+def test_clip_by_norm_refuses_float64(theirs: Reference):
+    assert not theirs["probe", "clips-float64-by-norm"]
+
+
+def test_every_quirk_is_shown():
+    QUIRKS.assert_all_shown()

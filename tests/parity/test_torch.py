@@ -1,0 +1,107 @@
+"""isostep beside `torch.optim`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isostep import dialects
+
+from .case import TOLERANCE, Case
+from .compare import Reference, assert_float32, assert_float64, make, reference, run, worst
+from .quirks import Quirks
+from .torch_cases import CASES
+
+pytestmark = pytest.mark.xdist_group("parity-torch")
+QUIRKS = Quirks("torch")
+BY_NAME = {case.name: case for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return reference("torch", tmp_path_factory.mktemp("torch") / "torch.npz")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float64_follows_torch(case: Case, theirs: Reference):
+    assert_float64("torch", case, theirs, extra=frozenset({"step"}))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32_is_no_further_from_float64_than_torch(case: Case, theirs: Reference):
+    assert_float32("torch", case, theirs)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.rule != "SGD" and not c.poison], ids=str)
+def test_step_counts_are_those_of_each_parameter(case: Case, theirs: Reference):
+    parameters = case.parameters("float64")
+    optimizer = make("torch", case, parameters)
+    for step in range(1, 11):
+        optimizer.step(case.gradients(step, "float64"))
+    counted = optimizer.state_dict()["parameters"]
+    for name in parameters:
+        assert counted[name]["step"] == theirs[case.name, "float64", "10", name, "step"]
+
+
+@QUIRKS.shown("torch-sgd-first-gradient-undampened")
+def test_the_first_gradient_enters_the_buffer_undampened(theirs: Reference):
+    case = BY_NAME["gaps-sgd"]
+    step = 5  # the vector's first
+    before = theirs[case.name, "float64", "2", "vector", "param"]
+    entered = case.gradients(step, "float64")["vector"] + case.arguments["weight_decay"] * before
+    parameters = case.parameters("float64")
+    optimizer = make("torch", case, parameters)
+    for k in range(1, step + 1):
+        optimizer.step(case.gradients(k, "float64"))
+    np.testing.assert_allclose(optimizer.slots("vector")["momentum_buffer"], entered, rtol=1e-15)
+
+
+@QUIRKS.shown("torch-rmsprop-centered-unclamped")
+def test_centered_rmsprop_takes_roots_of_negative_numbers(theirs: Reference):
+    assert np.isnan(theirs["probe", "centered-nan"]).any()
+    case = Case(
+        "",
+        "RMSprop",
+        {"lr": 0.01, "alpha": 0.5, "centered": True},
+        shapes={"w": (100,)},
+    )
+    parameters = {"w": np.zeros(100, np.float32)}
+    optimizer = make("torch", case, parameters)
+    for _ in range(100):
+        optimizer.step({"w": np.linspace(0.1, 3.0, 100, dtype=np.float32)})
+    assert np.isnan(parameters["w"]).any()
+
+
+@QUIRKS.shown("torch-adafactor-eps1-clamps")
+def test_eps1_of_adafactor_clamps(theirs: Reference):
+    case, torch = BY_NAME["adafactor"], dialects.get("torch")
+    spelling = torch.spelling("Adafactor")
+    adding = replace(spelling, fixed={**spelling.fixed, "clamp_eps": False})
+    ours = run(torch.extended(Adafactor=adding), case, "float64")
+    assert worst(case, ours, theirs)[0] > 1e-6
+
+
+@QUIRKS.shown("torch-adafactor-eps1-none")
+def test_eps1_none_is_taken_from_the_first_dtype_of_a_group(theirs: Reference):
+    def stepped(eps1: float | None) -> np.ndarray:
+        parameters = {"first": np.ones(1, np.float32), "second": np.ones(1)}
+        case = Case("", "Adafactor", {"lr": 0.1, "eps": (eps1, 1e-3)})
+        make("torch", case, parameters).step(
+            {"first": np.ones(1, np.float32), "second": np.full(1, 1e-9)}
+        )
+        return parameters["second"]
+
+    found = theirs["probe", "adafactor-mixed-dtypes"]
+    np.testing.assert_allclose(stepped(float(np.finfo(np.float32).eps)), found, rtol=TOLERANCE)
+    assert abs(stepped(None) - found) > 1e-3  # isostep: each parameter its own dtype's
+
+
+@QUIRKS.shown("torch-step-in-float32")
+def test_the_step_count_stops_at_two_to_the_24(theirs: Reference):
+    assert theirs["probe", "step-counter"] == 2**24
+
+
+def test_every_quirk_is_shown():
+    QUIRKS.assert_all_shown()
