@@ -21,6 +21,9 @@ from benchmarks.worker import Task
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+LINE = 130
+"""Columns of the tables where they are not shown on a terminal."""
+
 
 def main(
     models_: Annotated[
@@ -62,7 +65,7 @@ def main(
     if as_json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
-        console = Console()
+        console = Console() if sys.stdout.isatty() else Console(width=LINE)
         tables.show(console, results, verdicts)
         console.print(f"{out / 'cpu.json'} and {out / 'cpu.png'}, {results.seconds:.0f} s")
     if interrupted:

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import own, peers
 from benchmarks.cases import Case
 from benchmarks.models import Floats
-from benchmarks.timing import Contestant
+from benchmarks.timing import Contestant, paired_ratio
 
 SMALL = np.float32(1e-20)
 STEPS = 20
@@ -38,10 +38,10 @@ def contestants(
 
 
 def slowdowns(measured: Sequence[Contestant]) -> dict[str, float]:
-    """How many times longer a step on small gradients takes, by contestant."""
-    medians = {c.name: c.median for c in measured}
+    """How many times longer a step on small gradients takes, by contestant; paired by rounds."""
+    named = {c.name: c for c in measured}
     return {
-        name: medians[name + SUFFIX] / median
-        for name, median in medians.items()
-        if name + SUFFIX in medians
+        name: paired_ratio(named[name + SUFFIX], usual)
+        for name, usual in named.items()
+        if name + SUFFIX in named
     }

@@ -19,8 +19,9 @@ def measure(imports: int = 7, cold: int = 3) -> dict[str, Any]:
         cold: processes that compile them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        colds = [_process(os.path.join(folder, str(k))) for k in range(cold)]
-        warms = [_process(os.path.join(folder, "0")) for _ in range(imports)]
+        _process(folder, "first")  # compiles Python's own files, as an installation does
+        colds = [_process(folder, str(k)) for k in range(cold)]
+        warms = [_process(folder, "0") for _ in range(imports)]
     return {
         "front_end_import_ms": statistics.median(f["front_end"] for f in colds + warms),
         "import_ms": statistics.median(f["import"] for f in colds + warms),
@@ -31,8 +32,12 @@ def measure(imports: int = 7, cold: int = 3) -> dict[str, Any]:
     }
 
 
-def _process(cache: str) -> dict[str, Any]:
-    environment = os.environ | {"ISOSTEP_CACHE_DIR": cache}
+def _process(folder: str, kernels: str) -> dict[str, Any]:
+    environment = os.environ | {
+        "ISOSTEP_CACHE_DIR": os.path.join(folder, kernels),
+        "PYTHONPYCACHEPREFIX": os.path.join(folder, "bytecode"),
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", "benchmarks.first_step"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
