@@ -27,7 +27,7 @@ from isostep.errors import GradientError
 from isostep.plan import Plan, PlanEntry
 from isostep.recipe import EMA, Clip, Recipe
 from isostep.report import GroupReport, Report
-from isostep.rules.base import Domain, Rule, is_on
+from isostep.rules.base import SCALARS, Domain, Rule, is_on
 from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
@@ -115,11 +115,13 @@ class _Prepared:
         runners: those of the parameters with a gradient.
         idle: those of the others, where the dialect averages them as well.
         active: places of the parameters with a gradient.
+        staged: parameters that are copied in before a step, and back after it.
     """
 
     runners: list[Runner]
     idle: list[Runner]
     active: NDArray[np.intp]
+    staged: list[Leaf]
 
 
 class Stepper:
@@ -151,6 +153,7 @@ class Stepper:
         self.iteration = 0
         self.skipped = 0
         self.leaves: list[Leaf] = []
+        self.last: list[Runner] = []
         self.steps = np.zeros(0, dtype=np.int64)
         self._group_of = np.zeros(0, dtype=np.int64)
         self._allocate, self._namespace = allocate, namespace
@@ -263,10 +266,12 @@ class Stepper:
             recipe = replace(self.recipe(leaf), idle=grad is None)
             kept = (Array(name, a.dtype.name) for name, a in leaf.arrays.items())
             layout: Layout = "flat" if recipe.idle else leaf.layout
-            key = (recipe, (Array("grad", grad or "float32"), *kept), layout)
+            matrix = leaf.shape3[1:] if layout == "lanes" else None  # made for one shape
+            key = (recipe, (Array("grad", grad or "float32"), *kept), layout, matrix)
             sorted_in.setdefault(key, []).append(index)
-        ready = _Prepared([], [], np.flatnonzero([grad is not None for grad in grad_dtypes]))
-        for (recipe, arrays, layout), members in sorted_in.items():
+        active = np.flatnonzero([grad is not None for grad in grad_dtypes])
+        ready = _Prepared([], [], active, [leaf for leaf in self.leaves if leaf.staged])
+        for (recipe, arrays, layout, _), members in sorted_in.items():
             leaves = [self.leaves[k] for k in members]
             cohort = Cohort(
                 trace(recipe),
@@ -314,40 +319,42 @@ class Stepper:
         ready = self.prepare(grad_dtypes)
         for runner in ready.runners:
             bind(runner)
-        staged = [leaf for leaf in self.leaves if leaf.staged]
-        for leaf in staged:
+        for leaf in ready.staged:
             leaf.bring_in()
-        runners = [*ready.runners, *rows]
+        self.last = runners = [*ready.runners, *rows]
         outcome = execute(runners, self._coefficients(runners, loss_scale))
         if outcome.blocked:
             self._blocked(runners, outcome)
         else:
-            execute(ready.idle, self._coefficients(ready.idle, loss_scale))
-            self.steps[[*ready.active, *(int(r.cohort.members[0]) for r in rows)]] += 1
-            for leaf in staged:
+            if ready.idle:
+                execute(ready.idle, self._coefficients(ready.idle, loss_scale))
+            for leaf in ready.staged:
                 leaf.take_back()
+            self.steps[ready.active] += 1
+            for row in rows:
+                self.steps[row.cohort.members[0]] += 1
             self.iteration += 1
         return self._report(runners, outcome) if self.options.report else None
 
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
-        counts = self.steps if self.dialect.steps_per == "parameter" else self.iteration
-        t = np.broadcast_to(counts, len(self.leaves)) + 1
+        """For each cohort its coefficients: numbers, or arrays over its tensors where groups or
+        step counts differ."""
+        if self.dialect.steps_per == "parameter":
+            counts, alike = self.steps, bool((self.steps == self.steps[:1]).all())
+        else:
+            counts, alike = np.broadcast_to(self.iteration, len(self.leaves)), True
+        alike = alike and len(self.groups) == 1
         folded: dict[tuple[int, int, str], dict[str, Any]] = {}
         result: list[dict[str, Any]] = []
         for runner in runners:
-            members = runner.cohort.members
-            kinds = np.stack([self._group_of[members], t[members]], axis=1)
-            if (kinds == kinds[0]).all():
-                kinds, place = kinds[:1], None
-            else:
-                kinds, place = np.unique(kinds, axis=0, return_inverse=True)
-            dtype = _model_dtype(runner.cohort)
+            members, dtype = runner.cohort.members, _model_dtype(runner.cohort)
+            if alike:
+                result.append(self._fold(folded, (0, int(counts[0]) + 1, dtype), loss_scale))
+                continue
+            kinds = np.stack([self._group_of[members], counts[members] + 1], axis=1)
+            kinds, place = np.unique(kinds, axis=0, return_inverse=True)
             each = [self._fold(folded, (int(g), int(n), dtype), loss_scale) for g, n in kinds]
-            result.append(
-                each[0]
-                if place is None
-                else {k: np.array([c[k] for c in each])[place.ravel()] for k in each[0]}
-            )
+            result.append({k: np.array([c[k] for c in each])[place.ravel()] for k in each[0]})
         return result
 
     def _fold(
@@ -368,7 +375,7 @@ class Stepper:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(dtype))
         folded[key] = recipes.coefficients(
-            np,
+            SCALARS,
             float(t),
             self.iteration + 1,
             h,

@@ -1,14 +1,15 @@
 """The loops of the lanes layout: many small matrices, with the vector unit across them.
 
 A block of matrices is brought into an order in which the same element of all of them lies side by
-side, worked on there, and brought back.
+side, worked on there, and brought back. All matrices of a cohort have one shape, which stands in
+the source as numbers: the loops over rows and columns unroll.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from isostep.compile.layout import LANES, LANES_CHUNK, SHORT_MATRIX
+from isostep.compile.layout import LANES, LANES_CHUNK
 from isostep.compile.pass_writer import PassWriter
 from isostep.compile.trace import Symbol
 
@@ -19,6 +20,8 @@ class LanesWriter(PassWriter):
     def write(self) -> None:
         w = self.w
         self._function(f"pass_{self.number}", "chunks", LANES_CHUNK)
+        rows, columns = self.shape
+        w.line(f"rows, columns = {rows}, {columns}")
         for name in [*self._element_names(), *self._names_of("row"), *self._names_of("column")]:
             self._array(name, "0")
         self._make_room()
@@ -26,12 +29,12 @@ class LanesWriter(PassWriter):
         with w.block(f"for block in range(first_batch, end_batch, {LANES}):"):
             w.line(f"lanes = min({LANES}, end_batch - block)")
             for _, name in self._given("element"):
-                self._stage(name, "rows * columns")
+                self._stage(name, str(rows * columns))
             for _, name in self._given("column"):
-                self._stage(name, "columns")
+                self._stage(name, str(columns))
             self._matrix_values()
             for r in self._sums("column"):
-                self._zero_lanes(f"{self._name(r)}_sums", "columns")
+                self._zero_lanes(f"{self._name(r)}_sums", str(columns))
             with w.block("for i in range(rows):"):
                 self._row()
             if self._sums("column"):
@@ -39,7 +42,7 @@ class LanesWriter(PassWriter):
                     self._finish("column", f"j * {LANES} + lane", "rows")
                     self._conclude("column", "(block + lane) * columns + j")
             for name, _ in self._stores("element"):
-                self._unstage(name, "rows * columns")
+                self._unstage(name, str(rows * columns))
         self._keep_tensor_sums()
         self._end()
 
@@ -47,11 +50,12 @@ class LanesWriter(PassWriter):
         """Arrays on the stack, in the dtype of the arithmetic, with the lanes side by side."""
         blocks = [name for _, name in (*self._given("element"), *self._given("column"))]
         blocks += [name for name, _ in self._stores("element")]
-        room = {f"{name}_block": SHORT_MATRIX * LANES for name in blocks}
+        rows, columns = self.shape
+        room = {f"{name}_block": rows * columns * LANES for name in blocks}
         kept = [*self._kept_per_matrix(), *self._kept_per_row()]
         room |= {f"{self._name(node)}_lanes": LANES for node in kept}
         room |= {f"{self._name(r)}_sums": LANES for r in self._sums("row")}
-        room |= {f"{self._name(r)}_sums": SHORT_MATRIX * LANES for r in self._sums("column")}
+        room |= {f"{self._name(r)}_sums": columns * LANES for r in self._sums("column")}
         for name, length in room.items():
             self.w.line(f"{name} = {self.compute}_stack({length})")
 
@@ -66,14 +70,14 @@ class LanesWriter(PassWriter):
 
     def _stage(self, name: str, size: str) -> None:
         w = self.w
-        with w.block(f"for k in range({size}):"), w.block("for lane in range(lanes):"):
-            value = self._load(name, f"(block + lane) * ({size}) + k")
+        with w.block("for lane in range(lanes):"), w.block(f"for k in range({size}):"):
+            value = self._load(name, f"(block + lane) * {size} + k")
             w.line(f"{name}_block[k * {LANES} + lane] = {value}")
 
     def _unstage(self, name: str, size: str) -> None:
         w = self.w
-        with w.block(f"for k in range({size}):"), w.block("for lane in range(lanes):"):
-            index = f"(block + lane) * ({size}) + k"
+        with w.block("for lane in range(lanes):"), w.block(f"for k in range({size}):"):
+            index = f"(block + lane) * {size} + k"
             self._store(name, index, f"{name}_block[k * {LANES} + lane]")
 
     def _zero_lanes(self, name: str, count: str) -> None:

@@ -22,13 +22,16 @@ _WRITERS: dict[Layout, type[PassWriter]] = {
 }
 
 
-def write_module(plan: Schedule, arrays: list[Array], layout: Layout, title: str) -> str:
+def write_module(
+    plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int], title: str
+) -> str:
     """The source of a module with one function `pass_k` (and `columns_k`) for each pass.
 
     Args:
         plan: the passes.
         arrays: the columns of the address table.
         layout: how elements are walked.
+        shape: (rows, columns) of every matrix, which the lanes layout is made for.
         title: what the kernel is for, the first line of the module's docstring.
     """
     w = SourceWriter()
@@ -41,5 +44,5 @@ def write_module(plan: Schedule, arrays: list[Array], layout: Layout, title: str
     w.line()
     w.line("from isostep.compile.intrinsics import *")
     for number, step in enumerate(plan.passes):
-        _WRITERS[layout](w, step, arrays, number, len(plan.passes)).write()
+        _WRITERS[layout](w, step, arrays, number, len(plan.passes), shape).write()
     return "\n".join(w.lines) + "\n"

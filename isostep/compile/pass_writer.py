@@ -61,12 +61,19 @@ class PassWriter:
         step: the pass.
         arrays: the columns of the address table.
         number, count: which pass it is, of how many.
+        shape: (rows, columns) of every matrix, where the layout is made for one shape.
     """
 
     def __init__(
-        self, w: SourceWriter, step: Pass, arrays: list[Array], number: int, count: int
+        self,
+        w: SourceWriter,
+        step: Pass,
+        arrays: list[Array],
+        number: int,
+        count: int,
+        shape: tuple[int, int],
     ) -> None:
-        self.w, self.step = w, step
+        self.w, self.step, self.shape = w, step, shape
         self.number, self.count = number, count
         self.dtypes = {a.name: a.dtype for a in arrays}
         self.columns = {a.name: k for k, a in enumerate(arrays)}
@@ -98,7 +105,7 @@ class PassWriter:
         w.depth += 1
         for k, word in enumerate(words):
             w.line(f"{word} = table[chunk * {len(words)} + {k}]")
-        if "batch" in words or "first_batch" in words:
+        if "batch" in words:
             w.line("rows, columns = shapes[tensor * 2], shapes[tensor * 2 + 1]")
         for k, node in enumerate(self.step.scalars):
             w.line(f"{self._name(node)} = scalars[tensor * {len(self.step.scalars)} + {k}]")

@@ -59,9 +59,15 @@ class Cohort:
 
 
 class Runner(Protocol):
-    """A cohort made ready by an engine."""
+    """A cohort made ready by an engine, whose name `engine` is."""
 
+    engine: str
     cohort: Cohort
+
+    @property
+    def source(self) -> str:
+        """The text of what runs."""
+        ...
 
     def run(self, number: int, scalars: list[Any]) -> list[Floats]:
         """Run pass `number` and return its sums per tensor, in the order of `tensor_sums`."""

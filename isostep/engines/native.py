@@ -71,7 +71,7 @@ class NativeRunner:
     def source(self) -> str:
         """The generated source."""
         c = self.cohort
-        return write_module(c.schedule, c.arrays, c.layout, c.title)
+        return write_module(c.schedule, c.arrays, c.layout, c.shapes[0][1:], c.title)
 
     def refresh(self, name: str, addresses: Table) -> None:
         """Set the addresses of array `name`, one for each tensor."""

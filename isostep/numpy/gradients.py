@@ -21,6 +21,9 @@ class Gradients:
     def __init__(self, leaves: list[Leaf]) -> None:
         self._leaves = leaves
         self._arrays: list[Any] = []
+        self._dtypes: list[Any] = []
+        self._dtype_names: tuple[str | None, ...] = ()
+        self._bytes = np.zeros(0, dtype=np.int64)
         self._lent: list[dict[str, Any]] = []
         self._addresses = np.zeros(len(leaves), dtype=np.int64)
         self._names = [leaf.name for leaf in leaves]
@@ -42,12 +45,15 @@ class Gradients:
                 for leaf, g in zip(self._leaves, arrays, strict=True)
             ]
         dtypes = [None if g is None else g.dtype for g in arrays]
-        names = {d: None if d is None else d.name for d in set(dtypes)}
-        widths = {d: 0 if d is None else d.itemsize for d in names}
+        if dtypes != self._dtypes:
+            widths = [0 if d is None else d.itemsize for d in dtypes]
+            self._bytes = np.array(widths, dtype=np.int64) * self._sizes
+            self._dtype_names = tuple([None if d is None else d.name for d in dtypes])
+            self._dtypes = dtypes
         self._arrays = arrays
         self._addresses[:] = _addresses(arrays)
-        self._separate(np.array([widths[d] for d in dtypes], dtype=np.int64) * self._sizes)
-        return tuple([names[d] for d in dtypes])
+        self._separate(self._bytes)
+        return self._dtype_names
 
     def _plain(self, arrays: list[Any]) -> bool:
         """Whether all are dense arrays of the right shapes and dtypes, as they nearly always are;

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from isostep import dialects, rules
-from isostep.engines.cohort import Runner
 from isostep.engines.leaf import AnyArray
 from isostep.errors import (
     GradientError,
@@ -123,7 +122,6 @@ class Optimizer:
         self._names = [leaf.name for leaf in self._stepper.leaves]
         self._known = frozenset(self._names)
         self._gradients = Gradients(self._stepper.leaves)
-        self._last: list[Runner] = []
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -148,7 +146,6 @@ class Optimizer:
         dtypes = self._gradients.collect(named)
         try:
             report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
-            self._last = self._stepper.prepare(dtypes).runners
         finally:
             self._gradients.release()
         return report
@@ -393,13 +390,13 @@ class Optimizer:
     def source(self) -> str:
         """The generated source of the kernels that a step runs."""
         runners = self._stepper.prepare(self._own_dtypes()).runners
-        return "\n\n".join(cast(Any, r).source for r in runners)
+        return "\n\n".join(r.source for r in runners)
 
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
         return [
-            f"{cast(Any, r).engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self._last
+            f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self._stepper.last
         ]
 
     def _own_dtypes(self) -> tuple[str | None, ...]:

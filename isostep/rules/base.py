@@ -9,6 +9,7 @@ checkpoint and the allocation of state all read those declarations. Two function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -35,6 +36,24 @@ class Namespace(Protocol):
     def minimum(self, x: Any, y: Any, /) -> Any: ...
     def where(self, condition: Any, x: Any, y: Any, /) -> Any: ...
     def mean(self, x: Any, *, per: str) -> Any: ...
+
+
+class Scalars:
+    """The namespace of coefficients that are plain Python numbers, as they are on the host."""
+
+    sqrt = staticmethod(math.sqrt)
+    log = staticmethod(math.log)
+    expm1 = staticmethod(math.expm1)
+    minimum = staticmethod(min)
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        """`x` if `condition`, else `y`."""
+        return x if condition else y
+
+
+SCALARS = Scalars()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def switches(h: SimpleNamespace) -> dict[str, Any]:
 def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
     c = {"alpha": h.alpha, "one_minus_alpha": 1.0 - h.alpha, **eps_coefficients(h)}
     if h.bias_correction:
-        c["correction"] = 1.0 / (1.0 - h.alpha**t)
+        # At alpha = 1 the average never moves, and there is nothing to correct.
+        c["correction"] = 1.0 / xp.where(h.alpha < 1.0, 1.0 - h.alpha**t, 1.0)
     return c | (momentum_coefficients(h) if is_on(h.momentum) else {"direction_step": -h.lr})
 
 

@@ -60,7 +60,6 @@ class Binding:
         self._pattern: list[bool] = []
         self._grads: list[Any] = []
         self._addresses = np.zeros(0, dtype=np.int64)
-        self._last: list[Any] = []
         if dry:
             self._take(list(range(len(self._params))), count=False)
 
@@ -151,7 +150,6 @@ class Binding:
             rows, row_values = self._rows(grads)
             dtypes = self._collect(grads)
             report = self.stepper.step(dtypes, self._bind, loss_scale, rows)
-            self._last = [*self.stepper.prepare(dtypes).runners, *rows]
             self._tell_autograd(grads)
             del row_values
         finally:
@@ -228,7 +226,7 @@ class Binding:
     def _tell_autograd(self, grads: list[Any]) -> None:
         """Kernels write past autograd's eyes; a graph that still needs the old values must fail."""
         if self.engine == "native":
-            touched = {int(m) for r in self._last for m in r.cohort.members}
+            touched = {int(m) for r in self.stepper.last for m in r.cohort.members}
             increment_version([self._here[k] for k in sorted(touched)])
 
     # -- looking in ------------------------------------------------------------------------------
@@ -236,12 +234,12 @@ class Binding:
     @property
     def ran(self) -> list[str]:
         """What ran in the last step."""
-        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self._last]
+        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self.stepper.last]
 
     @property
     def source(self) -> str:
         """The source of what ran in the last step."""
-        return "\n\n".join(r.source for r in self._last)
+        return "\n\n".join(r.source for r in self.stepper.last)
 
     def plan(self) -> Plan:
         """What a step in which all parameters have gradients would do."""
