@@ -221,10 +221,10 @@ class Stepper:
     def _slot_dtype(self, slot: str, per: Domain, leaf: Leaf) -> np.dtype[Any]:
         wide = "float64" if leaf.array.dtype == np.float64 else "float32"
         asked = self.options.state_dtype
-        if asked == "param":
-            return leaf.array.dtype
         if isinstance(asked, dict):
             asked = asked.get(slot)
+        if asked == "param":
+            return leaf.array.dtype
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
         return as_dtype(asked if asked is not None and per == "element" else wide)
 
@@ -267,11 +267,13 @@ class Stepper:
             kept = (Array(name, a.dtype.name) for name, a in leaf.arrays.items())
             layout: Layout = "flat" if recipe.idle else leaf.layout
             matrix = leaf.shape3[1:] if layout == "lanes" else None  # made for one shape
-            key = (recipe, (Array("grad", grad or "float32"), *kept), layout, matrix)
+            key = (leaf.layer, recipe, (Array("grad", grad or "float32"), *kept), layout, matrix)
             sorted_in.setdefault(key, []).append(index)
         active = np.flatnonzero([grad is not None for grad in grad_dtypes])
         ready = _Prepared([], [], active, [leaf for leaf in self.leaves if leaf.staged])
-        for (recipe, arrays, layout, _), members in sorted_in.items():
+        for key in sorted(sorted_in, key=lambda key: key[0]):
+            _, recipe, arrays, layout, _ = key
+            members = sorted_in[key]
             leaves = [self.leaves[k] for k in members]
             cohort = Cohort(
                 trace(recipe),

@@ -100,6 +100,18 @@ def test_a_parameter_without_gradient_stays_as_it_is_with_all_its_state() -> Non
     assert steps == {"scalar": 2, "bias": 1, "weight": 2, "kernel": 2, "rest": 2}
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("engine", ["native", "array"])
+def test_gradients_may_come_and_go_from_step_to_step(engine: str, dtype: str) -> None:
+    """A missing one is not taken for one of the dtype that was there before."""
+    params = {"a": np.zeros(3, dtype), "b": np.zeros(2, dtype)}
+    optimizer = isostep.SGD(params, lr=1.0, engine=engine)
+    for a, b in ((1, 1), (1, None), (None, 1), (1, 1), (None, None), (None, 1)):
+        optimizer.step({n: g and np.ones_like(params[n]) for n, g in (("a", a), ("b", b))})
+    assert params["a"].tolist() == [-3] * 3
+    assert params["b"].tolist() == [-4] * 2
+
+
 def test_the_gradient_of_a_0d_parameter_may_be_a_numpy_scalar() -> None:
     p = {"scale": np.array(1.0)}
     isostep.SGD(p, lr=0.5).step({"scale": p["scale"] * 2})

@@ -73,8 +73,13 @@ ARRANGEMENTS: list[Callable[[AnyArray], AnyArray]] = [
 MIXED = [(p, g) for p in DTYPES for g in DTYPES]
 SAME = [("float32", "float32"), ("float64", "float64")]
 
-shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple) | st.sampled_from(
-    [(1, 1), (64, 64), (40, 2, 3, 3), (100, 1, 1), (3, 500), (500, 3), (17, 4, 4)]
+short = st.integers(0, 9)
+# Many small matrices (lanes) have a kernel for each shape of matrix: of those, two.
+shapes = (
+    st.lists(short, max_size=2).map(tuple)
+    | st.tuples(st.integers(0, 7), short, short)
+    | st.tuples(st.integers(0, 2), st.integers(0, 3), short, short)
+    | st.sampled_from([(64, 64), (40, 2, 3, 3), (100, 1, 1), (3, 500), (500, 3), (17, 3, 3)])
 )
 
 
@@ -261,7 +266,7 @@ def test_tiny_gradients_agree_with_unflushed_arithmetic(config: Config, size: fl
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("config", FORMS, ids=str)
+@pytest.mark.parametrize("config", [c for c in FORMS if c in SINGLE], ids=str)
 def test_all_zero_gradients_leave_parameters_alone(config: Config, engine: str) -> None:
     params = parameters(dtype="float32")
     before = copied(params)
@@ -322,6 +327,25 @@ def test_the_order_of_parameters_changes_no_bit(config: Config, engine: str) -> 
         states.append(state_of(optimizer, params))
     for other in states[1:]:
         assert_same_bits({name: other[name] for name in states[0]}, states[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_norm_over_many_tensors_does_not_depend_on_their_order(
+    engine: str,
+) -> None:
+    """In float64, where a sum in another order would show in the last bit of every element."""
+    random = np.random.default_rng(8)
+    names = [f"p{k}" for k in range(60)]
+    params = {name: random.normal(size=5) for name in names}
+    for _ in range(20):
+        grads = {name: random.normal(size=5) for name in names}
+        found: list[dict[str, AnyArray]] = []
+        for order in (names, names[::-1], sorted(names)):
+            own = {name: params[name].copy() for name in order}
+            BY_NAME["clip-global_norm-torch"].optimizer(own, engine=engine).step(grads)
+            found.append({name: own[name] for name in names})
+        assert_same_bits(found[1], found[0])
+        assert_same_bits(found[2], found[0])
 
 
 THREADED = """

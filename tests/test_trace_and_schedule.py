@@ -267,7 +267,7 @@ def write(config: Config, layout: Layout, dtype: str) -> tuple[str, Schedule]:
     average = [Array("average", wide)] if recipe.average else []
     arrays = [Array("grad", dtype), Array("param", dtype), *slots, *average]
     plan = trace(recipe)
-    return write_module(plan, arrays, layout, config.rule), plan
+    return write_module(plan, arrays, layout, (3, 3), config.rule), plan
 
 
 def sums_columns(step: Pass) -> bool:
@@ -312,7 +312,7 @@ def test_the_source_that_a_user_is_shown_is_the_source_that_runs() -> None:
     optimizer = BY_NAME["adam"].optimizer(params)
     optimizer.step(gradients(0, dtype="float32"))
     assert "def pass_0(low, high, context):" in optimizer.source()
-    (runner,) = optimizer._last
+    (runner,) = optimizer._stepper.last
     assert optimizer.source() == runner.kernel.source
 
 
@@ -337,7 +337,7 @@ def test_equal_recipes_share_one_schedule_and_one_kernel() -> None:
     first, second = (BY_NAME["adam"].optimizer(parameters(dtype="float32")) for _ in range(2))
     for optimizer in (first, second):
         optimizer.step(gradients(0, dtype="float32"))
-    ours, theirs = first._last[0], second._last[0]
+    ours, theirs = first._stepper.last[0], second._stepper.last[0]
     assert ours.cohort.schedule is theirs.cohort.schedule
     assert ours.kernel is theirs.kernel
 

@@ -28,6 +28,7 @@ class Leaf:
         group: index of its group of hyperparameters.
         factored_axes: the row and column axis, if the rule keeps factors for it.
         own: what steps write to; the array itself, dense, unless an engine has its own kind.
+        layer: a leaf that shares memory with others is stepped after those of lower layers.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Leaf:
     factored_axes: tuple[int, int] | None
     own: Any = None
     arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
+    layer: int = 0
     order: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
     staged: bool = field(init=False)
@@ -45,7 +47,8 @@ class Leaf:
     def __post_init__(self) -> None:
         self.order = self._axis_order()
         self.in_order = self.order == tuple(range(self.array.ndim))
-        self.staged = not self.array.transpose(self.order).flags.c_contiguous
+        dense = self.array.transpose(self.order).flags.c_contiguous
+        self.staged = self.own is None and not dense
         self.shape3 = self._shape3()
         self.layout = layout_of(self.shape3, self.factored_axes is not None)
         if self.own is None:

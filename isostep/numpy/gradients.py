@@ -21,7 +21,7 @@ class Gradients:
     def __init__(self, leaves: list[Leaf]) -> None:
         self._leaves = leaves
         self._arrays: list[Any] = []
-        self._dtypes: list[Any] = []
+        self._kinds: list[int] = []
         self._dtype_names: tuple[str | None, ...] = ()
         self._bytes = np.zeros(0, dtype=np.int64)
         self._lent: list[dict[str, Any]] = []
@@ -44,12 +44,13 @@ class Gradients:
                 None if g is None else self._checked(leaf, g)
                 for leaf, g in zip(self._leaves, arrays, strict=True)
             ]
-        dtypes = [None if g is None else g.dtype for g in arrays]
-        if dtypes != self._dtypes:
-            widths = [0 if d is None else d.itemsize for d in dtypes]
+        # Numbers, since a dtype cannot be told from None: np.dtype("float64") == None is true.
+        kinds = [-1 if g is None else g.dtype.num for g in arrays]
+        if kinds != self._kinds:
+            widths = [0 if g is None else g.itemsize for g in arrays]
             self._bytes = np.array(widths, dtype=np.int64) * self._sizes
-            self._dtype_names = tuple([None if d is None else d.name for d in dtypes])
-            self._dtypes = dtypes
+            self._dtype_names = tuple([None if g is None else g.dtype.name for g in arrays])
+            self._kinds = kinds
         self._arrays = arrays
         self._addresses[:] = _addresses(arrays)
         self._separate(self._bytes)

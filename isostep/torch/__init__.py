@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch.optim as _torch_optim
 
-from isostep.torch.optimizer import FusedStep, drop_in
+from isostep.torch.drop_in import drop_in
+from isostep.torch.optimizer import FusedStep
 
 SGD = drop_in(_torch_optim.SGD)
 Adagrad = drop_in(_torch_optim.Adagrad)

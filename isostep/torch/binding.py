@@ -1,73 +1,101 @@
 """An optimizer's groups, tensors and state, bound to a stepper.
 
 A binding is made when a step needs it and thrown away when something it stands on is replaced: a
-group is added, a state is loaded, a parameter's memory moves. What may change at any step (any
-hyperparameter, which parameters have gradients, where the gradients lie) it looks at in every step.
+group is added, a state is loaded or edited, a parameter's memory moves. What may change at any step
+(any hyperparameter, which parameters have gradients, where the gradients lie) it looks at in every
+step.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from isostep import dialects, rules
 from isostep.engines.array import ArrayRunner
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
+from isostep.errors import HyperparameterError, ParameterError
 from isostep.plan import Plan
 from isostep.report import Report
-from isostep.rules.base import is_on
-from isostep.stepper import Engine, HyperGroup, Options, Stepper
-from isostep.torch.lazy import densified, row_runner
+from isostep.rules import Rule
+from isostep.stepper import Engine, Options, Stepper
+from isostep.torch.gradients import Gradients
+from isostep.torch.hyper import Hyperparameters
+from isostep.torch.lazy import RowRunners
+from isostep.torch.masters import Masters
 from isostep.torch.namespace import TorchNamespace
 from isostep.torch.options import Extras
+from isostep.torch.overlap import layers
 from isostep.torch.slots import StateTensors, StepCounts, unkept
-from isostep.torch.tensors import DTYPE_NAMES, numpy_view, stand_in
+from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, stand_in
+
+_data_ptr = torch.Tensor.data_ptr
 
 
 class Binding:
     """A stepper over the parameters of one optimizer.
 
     Args:
-        optimizer: whose groups and state are used.
+        rule: the mathematics.
         extras: the options that torch.optim does not have.
+        groups, state: the optimizer's own, read and written in place.
+        keeps_step: whether torch's class keeps a `step` for each parameter.
         iteration: how many steps the optimizer has had.
         dry: take all parameters in and allocate nothing, for a plan.
     """
 
-    def __init__(self, optimizer: Any, extras: Extras, iteration: int, dry: bool = False) -> None:
-        self._optimizer, self._extras = optimizer, extras
-        self._rule = rules.get(optimizer.rule)
-        self._spelling = dialects.get("torch").spelling(self._rule)
-        self._params = [p for group in optimizer.param_groups for p in group["params"]]
-        self._names = _names(optimizer.param_groups)
-        self._group_of = [
-            k for k, group in enumerate(optimizer.param_groups) for _ in group["params"]
-        ]
-        self.engine: Engine = _choose_engine(self._params, optimizer.param_groups)
-        self._seen: list[Any] = []
-        self.stepper = self._make_stepper(dry)
+    def __init__(
+        self,
+        rule: Rule,
+        extras: Extras,
+        groups: list[dict[str, Any]],
+        state: Any,
+        keeps_step: bool,
+        iteration: int,
+        dry: bool = False,
+    ) -> None:
+        self.groups, self.state = groups, state
+        self._params: list[torch.Tensor] = [p for group in groups for p in group["params"]]
+        self._names = _names(groups)
+        self._group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
+        self._differentiable = _differentiable(groups)
+        on_cpu = all(p.device.type == "cpu" for p in self._params)
+        self.engine: Engine = "native" if on_cpu and not self._differentiable else "array"
+        self._check(extras)
+        self._hyper = Hyperparameters(rule, extras)
+        self._seen = self._hyper.raw(groups)
+        slots = self._hyper.torch.slots
+        by_name = dict(zip(self._names, self._params, strict=True))
+        self._kept = StateTensors(state, slots, by_name, self.engine)
+        self._counts = StepCounts(state, keeps_step, slots)
+        self._keeps_step = keeps_step
+        self.stepper = self._make_stepper(rule, extras, dry)
         self.stepper.iteration = iteration
-        self._counts = StepCounts(optimizer.state, optimizer.keeps_step)
+        self._grads = Gradients(self.stepper, self.engine, rule.name)
+        self._rows = RowRunners(self.stepper) if extras.lazy else None
+        self._masters = Masters()
         # The leaves of the stepper: parameters in the order in which they got a gradient.
         self._places: list[int] = []
         self._here: list[torch.Tensor] = []
         self._where: list[int] = []
-        self._strides: list[tuple[int, ...]] = []
-        self._pattern: list[bool] = []
-        self._grads: list[Any] = []
-        self._addresses = np.zeros(0, dtype=np.int64)
+        self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
         if dry:
-            self._take(list(range(len(self._params))), count=False)
+            self._take(list(range(len(self._params))), dry=True)
 
-    def _make_stepper(self, dry: bool) -> Stepper:
-        extras = self._extras
-        by_name = dict(zip(self._names, self._params, strict=True))
-        keep = StateTensors(self._optimizer.state, self._spelling, by_name, self.engine)
-        own = extras.dialect == "torch"
+    def _check(self, extras: Extras) -> None:
+        if len(set(map(id, self._params))) != len(self._params):
+            raise ParameterError(
+                "a parameter stands in a group twice, and would be stepped twice: pass it once"
+            )
+        if extras.lazy and self.engine != "native":
+            raise HyperparameterError(
+                "lazy=True needs parameters on the CPU and differentiable=False"
+            )
+
+    def _make_stepper(self, rule: Rule, extras: Extras, dry: bool) -> Stepper:
+        hyper = self._hyper
         options = Options(
             clip=extras.clip,
             ema=extras.ema,
@@ -75,159 +103,132 @@ class Binding:
             nonfinite=extras.nonfinite,
             unscale=True,
             master_weights=extras.master_weights,
-            state_dtype=extras.state_dtype_name,
+            state_dtype=extras.slot_dtypes(hyper.torch.slots),
             report=extras.report,
         )
+        allocate = unkept if dry else self._kept
+        groups = hyper.groups(self.groups)
         return Stepper(
-            self._rule,
+            rule,
             extras.style,
-            self._spelling if own else extras.style.spelling(self._rule),
-            self._hyper_groups(),
+            hyper.style,
+            groups,
             options,
             self.engine,
-            unkept if dry else keep,
-            TorchNamespace(),
+            allocate,
+            TorchNamespace(),  # pyright: ignore[reportArgumentType]
         )
 
-    # -- hyperparameters, which may be edited between any two steps ------------------------------
+    # -- what may have been replaced since the last step -----------------------------------------
 
-    def _hyper_groups(self) -> list[HyperGroup]:
-        groups = self._optimizer.param_groups
-        self._seen = [self._raw(group) for group in groups]
-        return [
-            HyperGroup(
-                f"group {index}",
-                self._values(group),
-                maximize=bool(group.get("maximize")),
-                decay="decoupled" if group.get("decoupled_weight_decay") else None,
-            )
-            for index, group in enumerate(groups)
-        ]
-
-    def _raw(self, group: dict[str, Any]) -> list[Any]:
-        own = [_plain(group[a]) for a in self._spelling.arguments if a in group]
-        return own + [group.get(a) for a in ("maximize", "decoupled_weight_decay", "lr_ratio")]
-
-    def _values(self, group: dict[str, Any]) -> dict[str, Any]:
-        given = {a: _plain(group[a]) for a in self._spelling.arguments if a in group}
-        values = self._spelling.resolve(self._rule, given)
-        if self._extras.dialect != "torch":
-            values |= self._extras.style.spelling(self._rule).fixed
-        return values | {"lr": values["lr"] * group.get("lr_ratio", 1.0)}
+    def stale(self, groups: list[dict[str, Any]], state: Any) -> bool:
+        """Whether this binding no longer fits the optimizer: a parameter's memory was replaced
+        (`model.to(...)`, `p.data = ...`), or its state was."""
+        return (
+            groups is not self.groups
+            or state is not self.state
+            or list(map(_data_ptr, self._here)) != self._where
+            or _differentiable(groups) != self._differentiable
+            or self._counts.edited()
+            or self._kept.replaced()
+        )
 
     def _refresh_groups(self) -> None:
-        if [self._raw(group) for group in self._optimizer.param_groups] == self._seen:
+        """Follow edits of the param groups."""
+        raw = self._hyper.raw(self.groups)
+        if raw == self._seen:
             return
-        before = [self._code(g) for g in self.stepper.groups]
-        for live, new in zip(self.stepper.groups, self._hyper_groups(), strict=True):
-            live.values, live.maximize, live.decay = new.values, new.maximize, new.decay
-        if [self._code(g) for g in self.stepper.groups] != before:
+        new = self._hyper.groups(self.groups)
+        self._seen = raw
+        live = self.stepper.groups
+        before = [self._hyper.code(g) for g in live]
+        for old, now in zip(live, new, strict=True):
+            old.values, old.maximize, old.decay = now.values, now.maximize, now.decay
+        if [self._hyper.code(g) for g in live] != before:
+            if not self._keeps_step:  # what counts is whether a slot is there
+                self.stepper.steps[:] = [self._counts.read(p) for p in self._here]
             self.stepper.refresh()
-
-    def _code(self, group: HyperGroup) -> Any:
-        """What of a group selects code."""
-        static = [v for k, v in group.values.items() if self._rule.hyperparameter(k).static]
-        on = [is_on(v) for v in group.values.values()]
-        return (static, on, group.maximize, group.decay)
+            self._kept.watch()
 
     # -- steps -----------------------------------------------------------------------------------
-
-    def moved(self) -> bool:
-        """Whether the memory of a parameter was replaced (`model.to(...)`, `p.data = ...`)."""
-        return [p.data_ptr() for p in self._here] != self._where
 
     def step(self, loss_scale: float) -> Report | None:
         """One step; gradients are divided by `loss_scale`."""
         self._refresh_groups()
-        grads: list[Any] = [p.grad for p in self._params]
-        pattern = [g is not None for g in grads]
-        if pattern != self._pattern:
-            known = set(self._places)
-            self._take([k for k, has in enumerate(pattern) if has and k not in known])
-            self._pattern = pattern
-        grads = [grads[place] for place in self._places]
+        grads = self._current()
+        self._masters.refresh()
+        rows = [] if self._rows is None else self._rows.split(grads)
         try:
-            rows, row_values = self._rows(grads)
-            dtypes = self._collect(grads)
+            dtypes = self._grads.collect(grads, self._weight_decay)
+            before = self.stepper.iteration
             report = self.stepper.step(dtypes, self._bind, loss_scale, rows)
-            self._tell_autograd(grads)
-            del row_values
+            if self.stepper.iteration != before:
+                self._finish()
         finally:
-            self._grads = []
-        self._counts.write(self.stepper.steps)
+            self._grads.release()
+            if self._rows is not None:
+                self._rows.release()
         return report
 
-    def _take(self, places: list[int], count: bool = True) -> None:
+    def _current(self) -> list[Any]:
+        """The gradients of now, in the order of the stepper's leaves."""
+        if len(self._here) == len(self._params):
+            return [p.grad for p in self._here]
+        known = set(self._places)
+        new = [k for k, p in enumerate(self._params) if p.grad is not None and k not in known]
+        if new:
+            self._take(new)
+        return [p.grad for p in self._here]
+
+    def _weight_decay(self, index: int) -> Any:
+        return self.groups[self._group_of[self._places[index]]].get("weight_decay")
+
+    def _finish(self) -> None:
+        """What follows a step that was not skipped."""
+        if self._rows is not None:
+            self._rows.count_empty()
+        self._counts.write(self.stepper.steps)
+        if self.engine == "native":
+            # Kernels write past autograd's eyes; a graph that needs the old values must fail.
+            runners = self.stepper.last
+            if runners != self._touched[0]:
+                members = {int(m) for r in runners for m in r.cohort.members}
+                self._touched = (runners, [self._here[k] for k in sorted(members)])
+            increment_version(self._touched[1])
+        self._masters.stepped()
+
+    def _take(self, places: list[int], dry: bool = False) -> None:
         """Take parameters in that have a gradient for the first time."""
         native = self.engine == "native"
-        steps: list[int] = []
-        for place in places:
-            param = self._params[place]
+        params = [self._params[place] for place in places]
+        for place, param in zip(places, params, strict=True):
+            check_steppable(param, self._names[place])
+        steps = [self._counts.read(param) for param in params]
+        for place, param, count in zip(places, params, steps, strict=True):
             array = numpy_view(param) if native else stand_in(param)
-            steps.append(self._counts.read(param))
-            name, group = self._names[place], self._group_of[place]
-            self.stepper.add(name, array, group, steps[-1], None if native else param)
+            own = None if native else Held(param)
+            leaf = self.stepper.add(self._names[place], array, self._group_of[place], count, own)
+            if own is not None and not leaf.in_order:
+                own.tensor = param.permute(leaf.order)
+            if "model" in leaf.arrays and not dry:
+                self._masters.add(param, self.state[param])
         self._places += places
-        if count and places:
-            self._counts.add([self._params[k] for k in places], steps)
         self._here = [self._params[k] for k in self._places]
-        self._where = [p.data_ptr() for p in self._here]
-        self._strides = [p.stride() for p in self._here]
-
-    def _rows(self, grads: list[Any]) -> tuple[list[Runner], list[Any]]:
-        """Cohorts for sparse gradients of a lazy optimizer, whose place in `grads` becomes None."""
-        runners: list[Runner] = []
-        values: list[Any] = []
-        if not self._extras.lazy:
-            return runners, values
-        for k, g in enumerate(grads):
-            if g is not None and g.is_sparse:
-                made = row_runner(self.stepper, k, g)
-                grads[k] = None
-                if made is not None:
-                    runners.append(made[0])
-                    values.append(made[1])
-        return runners, values
-
-    def _collect(self, grads: list[Any]) -> tuple[str | None, ...]:
-        """Keep the gradients of this step, dense, and return their dtypes."""
-        plain = not any(leaf.staged for leaf in self.stepper.leaves)
-        try:
-            plain = plain and [g.stride() for g in grads] == self._strides
-        except (AttributeError, RuntimeError):  # a None, or a sparse one
-            plain = False
-        self._grads = grads
-        if not plain:
-            self._grads = [self._dense(k, g) for k, g in enumerate(grads)]
-        if self.engine == "native":
-            self._addresses = np.array([_address(g) for g in self._grads], dtype=np.int64)
-        return tuple([None if g is None else DTYPE_NAMES[g.dtype] for g in grads])
-
-    def _dense(self, k: int, g: Any) -> Any:
-        """The gradient in its parameter's order of memory; a NumPy array if that is a copy."""
-        if g is None:
-            return None
-        if g.is_sparse:
-            group = self._optimizer.param_groups[self._group_of[self._places[k]]]
-            g = densified(g, self._rule.name, group.get("weight_decay"))
-        leaf = self.stepper.leaves[k]
-        if self.engine == "array" or (g.stride() == self._strides[k] and not leaf.staged):
-            return g
-        return leaf.dense(numpy_view(g))
+        self._where = list(map(_data_ptr, self._here))
+        self._grads.laid_out(self._here)
+        if native:
+            layers(self.stepper.leaves)
+        if not dry:
+            self._counts.add(params, steps)
+            self._kept.watch()
 
     def _bind(self, runner: Runner) -> None:
         members = runner.cohort.members
         if isinstance(runner, NativeRunner):
-            runner.refresh("grad", self._addresses[members])
+            runner.refresh("grad", self._grads.addresses[members])
         elif isinstance(runner, ArrayRunner):
             for own, member in zip(runner.arrays, members, strict=True):
-                own["grad"] = self._grads[member]
-
-    def _tell_autograd(self, grads: list[Any]) -> None:
-        """Kernels write past autograd's eyes; a graph that still needs the old values must fail."""
-        if self.engine == "native":
-            touched = {int(m) for r in self.stepper.last for m in r.cohort.members}
-            increment_version([self._here[k] for k in sorted(touched)])
+                own["grad"] = Held(self._grads.tensors[member])
 
     # -- looking in ------------------------------------------------------------------------------
 
@@ -247,25 +248,15 @@ class Binding:
 
 
 def _names(groups: list[dict[str, Any]]) -> list[str]:
+    """A name for each parameter, of which no two are the same."""
     names = [n for g in groups for n in g.get("param_names") or [None] * len(g["params"])]
-    return [str(k) if name is None else name for k, name in enumerate(names)]
+    found: set[str | None] = set()
+    result: list[str] = []
+    for k, name in enumerate(names):
+        result.append(str(k) if name is None else f"{name} ({k})" if name in found else name)
+        found.add(name)
+    return result
 
 
-def _choose_engine(params: list[torch.Tensor], groups: list[dict[str, Any]]) -> Engine:
-    on_cpu = all(p.device.type == "cpu" for p in params)
-    return "native" if on_cpu and not any(g.get("differentiable") for g in groups) else "array"
-
-
-def _address(g: Any) -> int:
-    if g is None:
-        return 0
-    return g.data_ptr() if isinstance(g, torch.Tensor) else g.ctypes.data
-
-
-def _plain(value: Any) -> Any:
-    """Hyperparameters as Python numbers: torch takes tensors for some."""
-    if isinstance(value, torch.Tensor):
-        return float(value)
-    if isinstance(value, tuple | list):
-        return tuple(_plain(v) for v in value)
-    return value
+def _differentiable(groups: list[dict[str, Any]]) -> bool:
+    return any(group.get("differentiable") for group in groups)

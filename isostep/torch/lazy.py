@@ -1,20 +1,24 @@
 """Sparse gradients: their dense meaning where torch has one, or only the rows that they have.
 
 A lazy step treats each row present as a tensor of its own, so that one call of the kernel steps all
-of them; rows that are absent neither move nor decay. This is Paddle's `lazy_mode`.
+of them; rows that are absent neither move nor decay. This is Paddle's `lazy_mode`. A moving average
+is another matter: it goes on for all rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from isostep.compile.arrays import Array
-from isostep.engines.cohort import Cohort
+from isostep.engines.cohort import Cohort, Runner
+from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
+from isostep.recipe import Recipe
 from isostep.stepper import Stepper
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
 from isostep.tracing import trace
@@ -38,49 +42,94 @@ def densified(grad: torch.Tensor, rule: str, weight_decay: Any) -> torch.Tensor:
     return grad.to_dense()
 
 
-def row_runner(
-    stepper: Stepper, index: int, grad: torch.Tensor
-) -> tuple[NativeRunner, torch.Tensor] | None:
-    """A cohort of the rows of one parameter that a sparse gradient has; None if it has none.
+class RowRunners:
+    """The sparse gradients of a lazy optimizer.
 
     Args:
-        stepper: whose leaf it is.
-        index: place of the leaf.
-        grad: sparse along its first axis; rows that stand in it twice are summed.
-
-    Returns:
-        The runner, and the rows of the gradient, which must live as long as the step.
-
-    Raises:
-        GradientError: the gradient is sparse along more axes, or the parameter's rows are not
-            dense, or the rule keeps factors.
+        stepper: whose leaves they belong to.
     """
-    leaf = stepper.leaves[index]
-    grad = grad.coalesce()
-    if grad.sparse_dim() != 1 or leaf.staged or not leaf.in_order or leaf.factored_axes:
-        raise GradientError(
-            f"lazy=True: the gradient of {leaf.name!r} must be sparse along its first axis only, "
-            f"the parameter dense, and the rule without factors"
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._values: list[torch.Tensor] = []
+        self._empty: list[int] = []
+
+    def split(self, grads: list[Any]) -> list[Runner]:
+        """Cohorts for the sparse ones, whose place in `grads` becomes None."""
+        runners: list[Runner] = []
+        self._empty = []
+        for k, g in enumerate(grads):
+            if g is not None and g.is_sparse:
+                grads[k] = None
+                runner = self._runner(k, g.detach().coalesce())
+                if runner is None:
+                    self._empty.append(k)
+                else:
+                    runners.append(runner)
+        return runners
+
+    def count_empty(self) -> None:
+        """A gradient without rows is a step all the same."""
+        self._stepper.steps[self._empty] += 1
+
+    def release(self) -> None:
+        """Hold no gradient after the step."""
+        self._values = []
+
+    def _runner(self, index: int, grad: torch.Tensor) -> NativeRunner | None:
+        """The rows of one parameter; None if the gradient has none.
+
+        Args:
+            index: place of the leaf.
+            grad: coalesced: rows that stand in it twice are summed.
+
+        Raises:
+            GradientError: rows cannot be stepped on their own.
+        """
+        leaf = self._stepper.leaves[index]
+        recipe = self._stepper.recipe(leaf)
+        if recipe.average and self._stepper.dialect.averaging.without_gradient:
+            recipe = replace(recipe, average=False, overwrite=False)  # all rows follow, idle
+        self._check(leaf, grad)
+        rows = grad.indices()[0].numpy()
+        values = grad.values().resolve_conj().contiguous()
+        if not len(rows) or not leaf.array.size:
+            return None
+        self._values.append(values)  # must live as long as the step
+        width = leaf.array.size // leaf.array.shape[0]
+        arrays = [Array("grad", DTYPE_NAMES[values.dtype])]
+        arrays += [Array(n, a.dtype.name) for n, a in leaf.arrays.items()]
+        columns = [_addresses(numpy_view(values).reshape(-1), np.arange(len(rows)), width)]
+        columns += [_addresses(a, rows, width) for a in leaf.arrays.values()]
+        cohort = Cohort(
+            trace(recipe),
+            arrays,
+            "flat",
+            [(1, 1, width)] * len(rows),
+            np.full(len(rows), index),
+            title=self._stepper.rule.name,
         )
-    rows = grad.indices()[0].numpy()
-    values = grad.values().contiguous()
-    if not len(rows) or not leaf.array.size:
-        return None
-    width = leaf.array.size // leaf.array.shape[0]
-    names = {n: a for n, a in leaf.arrays.items() if a.size == leaf.array.size}
-    arrays = [Array("grad", DTYPE_NAMES[values.dtype])]
-    arrays += [Array(n, a.dtype.name) for n, a in names.items()]
-    columns = [_addresses(numpy_view(values).reshape(-1), np.arange(len(rows)), width)]
-    columns += [_addresses(a, rows, width) for a in names.values()]
-    cohort = Cohort(
-        trace(stepper.recipe(leaf)),
-        arrays,
-        "flat",
-        [(1, 1, width)] * len(rows),
-        np.full(len(rows), index),
-        title=stepper.rule.name,
-    )
-    return NativeRunner(cohort, np.stack(columns, axis=1)), values
+        return NativeRunner(cohort, np.stack(columns, axis=1))
+
+    def _check(self, leaf: Leaf, grad: torch.Tensor) -> None:
+        if grad.sparse_dim() != 1:
+            why = f"it is sparse along {grad.sparse_dim()} axes"
+        elif leaf.staged or not leaf.in_order:
+            why = "the parameter's rows do not lie one after the other in memory"
+        elif _reducing(self._stepper.recipe(leaf)):
+            why = f"{self._stepper.rule.name} looks at a parameter as a whole"
+        else:
+            return
+        raise GradientError(
+            f"lazy=True: the sparse gradient of {leaf.name!r} cannot be stepped row by row: {why}; "
+            f"pass grad.to_dense()"
+        )
+
+
+def _reducing(recipe: Recipe) -> bool:
+    """Whether the rule itself, all options aside, needs more than the elements."""
+    bare = replace(recipe, clip=None, nonfinite="propagate", report=False)
+    return len(trace(bare).passes) > 1
 
 
 def _addresses(array: Any, rows: Any, width: int) -> Any:

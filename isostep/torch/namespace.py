@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from isostep.engines.array import OPERATORS
-from isostep.torch.tensors import TORCH_DTYPES
+from isostep.torch.tensors import TORCH_DTYPES, Held
 
 
 def _with_number(function: Any) -> Any:
@@ -23,18 +23,26 @@ def _with_number(function: Any) -> Any:
     return apply
 
 
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    if not isinstance(condition, torch.Tensor):
+        return x if condition else y
+    return torch.where(condition, x, y)
+
+
 class TorchNamespace:
-    """Tensors, written in place by operations that autograd sees."""
+    """Tensors, written in place by operations that autograd sees.
+
+    What it loads and stores are `Held`; all their axes run in the order of the cohort's shape.
+    """
 
     name = "torch"
 
-    def load(self, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
-        array = torch.view_as_real(array) if array.is_complex() else array
-        return array.reshape(shape).to(TORCH_DTYPES[dtype], copy=True)
+    def load(self, array: Held, shape: tuple[int, ...], dtype: str) -> Any:
+        return _real(array.tensor).reshape(shape).to(TORCH_DTYPES[dtype], copy=True)
 
-    def store(self, array: Any, value: Any) -> None:
-        array = torch.view_as_real(array) if array.is_complex() else array
-        array.copy_(value.reshape(array.shape))
+    def store(self, array: Held, value: Any) -> None:
+        tensor = _real(array.tensor)
+        tensor.copy_(value.reshape(tensor.shape))
 
     def scalar(self, value: float, dtype: str) -> Any:
         return value
@@ -50,6 +58,10 @@ class TorchNamespace:
         return _OPERATIONS[op](*args)
 
 
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 _OPERATIONS: dict[str, Any] = OPERATORS | {
     "sqrt": torch.sqrt,
     "abs": torch.abs,
@@ -57,7 +69,5 @@ _OPERATIONS: dict[str, Any] = OPERATORS | {
     "isfinite": lambda x: torch.isfinite(x).to(x.dtype),
     "maximum": _with_number(torch.maximum),
     "minimum": _with_number(torch.minimum),
-    "where": lambda condition, x, y: torch.where(
-        condition if isinstance(condition, torch.Tensor) else torch.tensor(bool(condition)), x, y
-    ),
+    "where": _where,
 }

@@ -7,40 +7,30 @@ torch's own; state is kept under torch's names; only the arithmetic is isostep's
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch._compile import _disable_dynamo
 
-from isostep import dialects, rules
+from isostep import rules
 from isostep.errors import HyperparameterError
 from isostep.groups import Group
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.torch.binding import Binding
+from isostep.torch.hyper import Hyperparameters
 from isostep.torch.options import Extras, LrRatio, checked, split
+from isostep.torch.slots import recast
 
-EXTRA_ARGUMENTS = (
-    "clip",
-    "ema",
-    "groups",
-    "dialect",
-    "decay",
-    "master_weights",
-    "state_dtype",
-    "nonfinite",
-    "lazy",
-    "report",
-    "exclude_from_weight_decay",
-    "lr_ratio",
-)
+ITERATION, SKIPPED = "isostep_iteration", "isostep_skipped"
 
 
 class FusedStep(torch.optim.Optimizer):
     """The fused step, for a class of torch.optim that follows it in the bases."""
 
     rule: ClassVar[str]
+    arguments: ClassVar[frozenset[str]]
     keeps_step: ClassVar[bool]
     _step_supports_amp_scaling = True
 
@@ -56,9 +46,14 @@ class FusedStep(torch.optim.Optimizer):
         extras = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
         self._extras = checked(extras)
         self._begin()
-        params = split(params, groups, exclude_from_weight_decay, lr_ratio)
+        params = split(params, groups, exclude_from_weight_decay, lr_ratio, self.arguments)
         super().__init__(params, *args, **kwargs)
         self._check_wishes()
+        hyper = Hyperparameters(rules.get(self.rule), self._extras)
+        first = hyper.values(self.param_groups[0])
+        dtypes = self._extras.slot_dtypes(hyper.torch.slots)
+        if self.state and (self._extras.state_dtype or self._extras.master_weights):
+            recast(self.state, rules.get(self.rule), hyper.torch.slots, dtypes, first)
 
     def _begin(self) -> None:
         """What is not saved: it is made anew from groups and state when a step needs it."""
@@ -99,11 +94,12 @@ class FusedStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        differentiable = bool(self.param_groups[0].get("differentiable"))
+        differentiable = any(group.get("differentiable") for group in self.param_groups)
         with torch.set_grad_enabled(differentiable):
             self._fused_step()
         return loss
 
+    @_disable_dynamo  # a compiled training step breaks its graph here, once
     def _fused_step(self) -> None:
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found is not None and float(found) != 0.0:
@@ -118,9 +114,20 @@ class FusedStep(torch.optim.Optimizer):
             binding.stepper.skipped = 0
 
     def _bound(self) -> Binding:
-        if self._binding is None or self._binding.moved():
-            self._binding = Binding(self, self._extras, self._iteration)
+        if self._binding is None or self._binding.stale(self.param_groups, self.state):
+            self._binding = self._bind()
         return self._binding
+
+    def _bind(self, dry: bool = False) -> Binding:
+        return Binding(
+            rules.get(self.rule),
+            self._extras,
+            self.param_groups,
+            self.state,
+            self.keeps_step,
+            self._iteration,
+            dry,
+        )
 
     # -- torch's own entry points that change what a step stands on ------------------------------
 
@@ -130,29 +137,53 @@ class FusedStep(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Go on from a state of torch.optim or of isostep; dtypes are those that were saved."""
-        super().load_state_dict(state_dict)
-        self._restore_dtypes(state_dict)
-        own = state_dict.get("isostep", {})
-        self._iteration = int(own.get("iteration", 0))
-        self._skipped = int(own.get("skipped", 0))
-        self._binding = None
+        final: list[Any] = []  # what is loaded once the user's hooks have been at it
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, saved: final.append(saved)),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._loaded(final[0]["state"], final[0]["param_groups"]), prepend=True
+            ),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def _restore_dtypes(self, state_dict: Any) -> None:
-        # torch casts slots to the parameter's dtype, which would round float32 slots to bfloat16
+    def _loaded(self, state: Any, groups: list[dict[str, Any]]) -> None:
+        """Make good what torch's loading does not know of."""
         live = [p for group in self.param_groups for p in group["params"]]
-        saved = [k for group in state_dict["param_groups"] for k in group["params"]]
-        for param, key in zip(live, saved, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
+        keys = [k for group in groups for k in group["params"]]
+        for param, key in zip(live, keys, strict=True):
+            for name, value in state.get(key, {}).items():
                 now = self.state[param].get(name)
+                # torch casts to the parameter's dtype, which rounds float32 slots to bfloat16
                 if isinstance(value, torch.Tensor) and value.dtype != now.dtype:
                     self.state[param][name] = value.detach().clone().to(now.device)
+        counts = [g.pop(name, None) for name in (ITERATION, SKIPPED) for g in self.param_groups]
+        iteration, skipped = counts[0], counts[len(self.param_groups)]
+        self._iteration = self._steps_so_far() if iteration is None else int(iteration)
+        self._skipped = int(skipped or 0)
+        self._binding = None
+
+    def _steps_so_far(self) -> int:
+        """The optimizer's own step count, in a state that keeps only those of the parameters."""
+        if self._extras.style.steps_per == "parameter":
+            return 0  # where a moving average starts
+        return max((int(kept.get("step", 0)) for kept in self.state.values()), default=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch.optim's state; with a moving average also isostep's own step count."""
-        state = super().state_dict()
-        if self._extras.ema is not None:
-            state["isostep"] = {"iteration": self._iteration, "skipped": self._skipped}
-        return state
+        """torch.optim's state; also the optimizer's own step count where something needs it."""
+        if self._extras.ema is None and self._extras.style.steps_per == "parameter":
+            return super().state_dict()
+        # Among the hyperparameters of each group: the place that every saver of states keeps.
+        for group in self.param_groups:
+            group |= {ITERATION: self._iteration, SKIPPED: self._skipped}
+        try:
+            return super().state_dict()
+        finally:
+            for group in self.param_groups:
+                del group[ITERATION], group[SKIPPED]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
@@ -209,58 +240,8 @@ class FusedStep(torch.optim.Optimizer):
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
-        return Binding(self, self._extras, self._iteration, dry=True).plan()
+        return self._bind(dry=True).plan()
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
         return "" if self._binding is None else self._binding.source
-
-
-def drop_in(torch_class: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """A class with the name and signature of `torch_class` and isostep's step."""
-    name = torch_class.__name__
-    spelling = dialects.get("torch").spelling(name)
-    rule = rules.get(spelling.rule)
-    own = {
-        "rule": rule.name,
-        "keeps_step": name != "SGD",  # torch's SGD counts nothing
-        "__module__": "isostep.torch",
-    }
-    made = type(name, (FusedStep, torch_class), own)
-    made.__doc__ = _documentation(name, rule)
-    signature = inspect.signature(torch_class)
-    extra = [
-        inspect.Parameter(a, inspect.Parameter.KEYWORD_ONLY, default=_default(a))
-        for a in EXTRA_ARGUMENTS
-    ]
-    made.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        parameters=[*signature.parameters.values(), *extra]
-    )
-    return made
-
-
-def _default(argument: str) -> Any:
-    field = Extras.__dataclass_fields__.get(argument)
-    return field.default if field is not None else (None if argument == "lr_ratio" else ())
-
-
-def _documentation(name: str, rule: rules.Rule) -> str:
-    return f"""torch.optim.{name} in one fused step: the same arguments, groups, state and numbers.
-
-    Args:
-        params, and all arguments of torch.optim.{name}: as there.
-        clip: `isostep.Clip(global_norm=...)`, `Clip(norm=...)` or `Clip(value=...)`.
-        ema: `isostep.EMA` or its momentum; see `averaged_params`.
-        groups: `isostep.Group(pattern, **hyperparameters)` over names; needs named parameters.
-        dialect: whose formulas; names and defaults stay torch's.
-        decay: `"coupled"` or `"decoupled"`; None is torch's way.
-        master_weights: float32 masters of float16 and bfloat16 parameters.
-        state_dtype: dtype of the slots; None is the parameter's.
-        nonfinite: `"propagate"`, `"skip"` or `"raise"`.
-        lazy: sparse gradients touch only the rows that they have.
-        report: measure norms in each step; see `report`.
-        exclude_from_weight_decay: name patterns of parameters that do not decay.
-        lr_ratio: factor on the learning rate, by name pattern or as a function of the name.
-
-    Slots: {", ".join(s.name for s in rule.slots)}.
-    """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +10,18 @@ import torch
 
 from isostep import dialects
 from isostep.dialects.base import Dialect
-from isostep.errors import HyperparameterError, ParameterError
+from isostep.errors import HyperparameterError, ParameterError, UnknownNameError, nearest
 from isostep.groups import Group, as_groups, assign
-from isostep.recipe import EMA, Clip
+from isostep.recipe import EMA, NONFINITE, Clip
+from isostep.torch.tensors import TORCH_DTYPES
 
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "decay": (None, "coupled", "decoupled"),
+    "nonfinite": NONFINITE,
+    "master_weights": (False, True),
+    "lazy": (False, True),
+    "report": (False, True),
+}
 LrRatio = Mapping[str, float] | Callable[[str], float]
 
 
@@ -27,7 +35,8 @@ class Extras:
         dialect: whose formulas; names and defaults stay torch's.
         decay: `"coupled"` or `"decoupled"` weight decay, for any rule; None is torch's way.
         master_weights: float32 masters of float16 and bfloat16 parameters.
-        state_dtype: dtype of the slots, for all or by torch's slot name; None is the parameter's.
+        state_dtype: dtype of the slots, one for all or by torch's slot name; None is that of what
+            is stepped: the parameter's, or the master's.
         nonfinite: what an infinite or NaN gradient does.
         lazy: sparse gradients touch only the rows that they have.
         report: measure norms in each step; see `optimizer.report`.
@@ -38,15 +47,37 @@ class Extras:
     dialect: str = "torch"
     decay: Literal["coupled", "decoupled"] | None = None
     master_weights: bool = False
-    state_dtype: torch.dtype | str | None = None
+    state_dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None
     nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
     lazy: bool = False
     report: bool = False
 
-    @property
-    def state_dtype_name(self) -> str:
-        """The dtype of the slots by name; `"param"` for the parameter's own."""
-        return "param" if self.state_dtype is None else str(self.state_dtype).split(".")[-1]
+    def slot_dtypes(self, slots: Mapping[str, str]) -> dict[str, str]:
+        """The dtype of each slot of the rule, for a stepper.
+
+        Args:
+            slots: torch's name of each slot.
+
+        Raises:
+            UnknownNameError: `state_dtype` names a slot that the rule does not have.
+            HyperparameterError: it is no dtype of a slot.
+        """
+        asked = self.state_dtype
+        by_name = asked if isinstance(asked, Mapping) else dict.fromkeys(slots.values(), asked)
+        for name, dtype in by_name.items():
+            if name not in slots.values():
+                known = list(slots.values())
+                raise UnknownNameError(
+                    f"state_dtype: there is no slot {name!r}{nearest(name, known)} "
+                    f"(slots: {', '.join(known)})"
+                )
+            if dtype is not None and _short(dtype) not in TORCH_DTYPES:
+                raise HyperparameterError(
+                    f"state_dtype={dtype!r} is not supported: use one of {', '.join(TORCH_DTYPES)}"
+                )
+        chosen = {slot: by_name.get(name) for slot, name in slots.items()}
+        fallback = {} if self.master_weights else dict.fromkeys(slots, "param")
+        return fallback | {s: _short(dtype) for s, dtype in chosen.items() if dtype is not None}
 
     @property
     def style(self) -> Dialect:
@@ -65,7 +96,24 @@ def checked(extras: dict[str, Any]) -> Extras:
     if ema is not None and not isinstance(ema, EMA):
         start = dialects.get(extras.get("dialect", "torch")).averaging.start
         extras = extras | {"ema": EMA(momentum=ema, start=start)}
-    return Extras(**extras)
+    made = Extras(**extras)
+    for name, allowed in _CHOICES.items():
+        value = getattr(made, name)
+        if value not in allowed:
+            raise HyperparameterError(
+                f"{name}={value!r} is not allowed: use {' or '.join(map(repr, allowed))}"
+            )
+    if made.lazy and made.clip is not None and made.clip.kind == "norm":
+        raise HyperparameterError(
+            "lazy=True does not go with Clip(norm=...), the norm of each tensor: rows are stepped "
+            "on their own; use Clip(global_norm=...) or Clip(value=...)"
+        )
+    return made
+
+
+def _short(dtype: Any) -> str:
+    """`torch.float32` as `"float32"`."""
+    return str(dtype).split(".")[-1]
 
 
 def split(
@@ -73,14 +121,23 @@ def split(
     groups: Sequence[Group | Mapping[str, Any]],
     exclude_from_weight_decay: Sequence[str],
     lr_ratio: LrRatio | None,
+    known: Collection[str],
 ) -> Any:
     """Parameters sorted into torch's param groups by name pattern.
 
+    Args:
+        params: as the user passed them.
+        groups, exclude_from_weight_decay, lr_ratio: the user's.
+        known: the arguments of torch's class, which groups may set.
+
     Raises:
         ParameterError: a pattern is given and the parameters have no names.
-        UnknownNameError: a pattern matches nothing.
+        UnknownNameError: a pattern matches nothing, or a group sets what the class does not have.
     """
     patterns = as_groups(groups)
+    for key in [key for pattern in patterns for key in pattern.hyperparameters]:
+        if key not in known:
+            raise UnknownNameError(f"groups: there is no argument {key!r}{nearest(key, known)}")
     excluded = [Group(list(exclude_from_weight_decay))] if exclude_from_weight_decay else []
     if not patterns and not excluded and lr_ratio is None:
         return params

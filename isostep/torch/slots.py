@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from isostep.dialects.base import Spelling
 from isostep.engines.leaf import Leaf
 from isostep.errors import StateError
-from isostep.rules.base import Domain
-from isostep.torch.tensors import TORCH_DTYPES, like, numpy_view
+from isostep.rules.base import Domain, Rule
+from isostep.torch.tensors import TORCH_DTYPES, Held, new_tensor, numpy_view
 
-EXTRA_SLOTS = {"average": "average", "master": "master_weights"}
+MASTER = "master_weights"
+EXTRA_SLOTS = {"average": "average", "master": MASTER}
 """What isostep keeps beside torch's slots, under these keys."""
 
 
@@ -24,65 +26,112 @@ class StateTensors:
 
     Args:
         state: `optimizer.state`.
-        spelling: torch's names.
+        slots: torch's names of the rule's slots.
         params: the parameters by leaf name.
         engine: `"native"` gets NumPy views of the tensors, `"array"` the tensors.
     """
 
     def __init__(
-        self, state: Any, spelling: Spelling, params: Mapping[str, torch.Tensor], engine: str
+        self, state: Any, slots: Mapping[str, str], params: Mapping[str, torch.Tensor], engine: str
     ) -> None:
-        self._state, self._spelling = state, spelling
+        self._state, self._slots = state, {**slots, **EXTRA_SLOTS}
         self._params, self._engine = params, engine
+        self._ours: list[tuple[torch.Tensor, str, torch.Tensor]] = []
+        self._seen: list[Any] = []
 
     def __call__(
         self, leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
     ) -> Any:
         param = self._params[leaf.name]
         kept = self._state[param]
-        key = EXTRA_SLOTS.get(name) or self._spelling.slots[name]
+        key = self._slots.get(name, name)
+        shape, order = _shape(leaf, param, per), _order(leaf, param)
         tensor = kept.get(key)
         if not isinstance(tensor, torch.Tensor):
-            tensor = _new(param, per, TORCH_DTYPES[dtype.name], initial)
-        if tuple(tensor.shape) != _shape(param, per):
+            number = isinstance(initial, float | int)
+            fill = float(initial) if number else 0.0
+            tensor = new_tensor(shape, order, TORCH_DTYPES[dtype.name], param, fill)
+            if not number:  # a master or an average
+                tensor.copy_(param.detach())
+        if tuple(tensor.shape) != shape:
             raise StateError(
                 f"the state {key!r} of parameter {leaf.name!r} has shape {tuple(tensor.shape)}, "
-                f"and the parameter needs {_shape(param, per)}"
+                f"and the parameter needs {shape}: the state is another model's"
             )
-        kept[key] = _placed(param, tensor, per)
-        return kept[key] if self._engine == "array" else _flat(leaf, kept[key], per)
+        kept[key] = tensor = _placed(param, tensor, order)
+        self._ours.append((param, key, tensor))
+        if self._engine == "array":
+            return Held(tensor.permute(leaf.order[: param.ndim]))
+        return numpy_view(tensor).transpose(leaf.order).reshape(-1)
+
+    def watch(self) -> None:
+        """Remember the state as it is now."""
+        self._seen = list(chain.from_iterable(map(dict.values, self._state.values())))
+
+    def replaced(self) -> bool:
+        """Whether someone has put another tensor in the place of one of these."""
+        seen, now = self._seen, list(chain.from_iterable(map(dict.values, self._state.values())))
+        if len(seen) == len(now) and all(map(operator.is_, seen, now)):
+            return False
+        if any(self._state.get(p, {}).get(key) is not tensor for p, key, tensor in self._ours):
+            return True
+        self.watch()  # something of the user's own was added
+        return False
 
 
-def _new(param: torch.Tensor, per: Domain, dtype: torch.dtype, initial: Any) -> torch.Tensor:
-    if per != "element":
-        return torch.full(_shape(param, per), initial, dtype=dtype, device=param.device)
-    if isinstance(initial, float | int):
-        return like(param, dtype, float(initial))
-    return like(param, dtype, 0.0).copy_(param.detach())  # a master or an average
-
-
-def _shape(param: torch.Tensor, per: Domain) -> tuple[int, ...]:
+def _shape(leaf: Leaf, param: torch.Tensor, per: Domain) -> tuple[int, ...]:
     """The shape of a slot: factors keep the axis that they are reduced over, with length 1."""
     shape = list(param.shape)
     if per != "element":
-        shape[-1 if per == "row" else -2] = 1
+        assert leaf.factored_axes is not None
+        row, column = leaf.factored_axes
+        shape[column if per == "row" else row] = 1
     return tuple(shape)
 
 
-def _placed(param: torch.Tensor, tensor: torch.Tensor, per: Domain) -> torch.Tensor:
-    """The tensor on the parameter's device, in its order of memory: the model may have moved since
-    it was made, or it may have been saved from another."""
-    if per != "element":
-        return tensor.to(param.device).contiguous()
-    wanted = like(param, tensor.dtype, 0.0)
-    if tensor.device == wanted.device and tensor.stride() == wanted.stride():
+def _order(leaf: Leaf, param: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a parameter, and of its slots, in their order in memory."""
+    if leaf.factored_axes is not None:
+        return leaf.order
+    strides = param.stride()  # a stand-in for a tensor elsewhere has none
+    return tuple(sorted(range(param.ndim), key=lambda axis: -strides[axis]))
+
+
+def _placed(param: torch.Tensor, tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """The tensor dense, on the parameter's device and in its order of memory: the model may have
+    moved since it was made, or it may have been saved from another."""
+    if tensor.layout is not torch.strided:  # torch's SGD makes sparse buffers of sparse gradients
+        tensor = tensor.to_dense()
+    if tensor.device == param.device and tensor.permute(tuple(order)).is_contiguous():
         return tensor
-    return wanted.copy_(tensor)
+    fresh = new_tensor(tensor.shape, order, tensor.dtype, param, 0.0)
+    return fresh.copy_(tensor)
 
 
-def _flat(leaf: Leaf, tensor: torch.Tensor, per: Domain) -> Any:
-    view = numpy_view(tensor)
-    return leaf.dense(view) if per == "element" else view.reshape(-1)
+def recast(
+    state: Any,
+    rule: Rule,
+    slots: Mapping[str, str],
+    dtypes: Mapping[str, str],
+    values: Mapping[str, Any],
+) -> None:
+    """Make slots that torch's constructor has allocated anew, in the dtypes asked for.
+
+    Args:
+        state: `optimizer.state`.
+        rule: whose slots they are.
+        slots: torch's names of them.
+        dtypes: of each slot; float32 where none is given.
+        values: the hyperparameters, of which one may be the initial value.
+    """
+    for slot in rule.slots:
+        fill = values[slot.initial] if isinstance(slot.initial, str) else slot.initial
+        for param, kept in state.items():
+            old = kept.get(slots[slot.name])
+            if old is not None and dtypes.get(slot.name) != "param":
+                wide = "float64" if param.dtype == torch.float64 else "float32"
+                dtype = TORCH_DTYPES[dtypes.get(slot.name, wide)]
+                kept[slots[slot.name]] = torch.full_like(old, fill, dtype=dtype)
 
 
 class StepCounts:
@@ -91,19 +140,25 @@ class StepCounts:
     Args:
         state: `optimizer.state`.
         keeps_step: whether torch's class keeps a `step` for each parameter.
+        slots: torch's names of the rule's slots.
     """
 
-    def __init__(self, state: Any, keeps_step: bool) -> None:
+    def __init__(self, state: Any, keeps_step: bool, slots: Mapping[str, str]) -> None:
         self._state, self._keeps_step = state, keeps_step
-        self._blocks: list[tuple[torch.Tensor, slice]] = []
+        self._slots = tuple(slots.values())
+        self._blocks: list[tuple[torch.Tensor, slice, int]] = []
         self._length = 0
 
     def read(self, param: torch.Tensor) -> int:
-        """How many steps the state says that a parameter has had."""
+        """How many steps the state says that a parameter has had.
+
+        Where torch counts none, what matters is whether there was a step at all, and the slots
+        show that.
+        """
         kept = self._state.get(param, {})
-        if "step" in kept:
-            return int(kept["step"])
-        return int(any(isinstance(v, torch.Tensor) for v in kept.values()))
+        if self._keeps_step:
+            return int(kept.get("step", 0))
+        return int(any(isinstance(kept.get(key), torch.Tensor) for key in self._slots))
 
     def add(self, params: Sequence[torch.Tensor], steps: Sequence[int]) -> None:
         """Count for the next leaves of the stepper, in its order."""
@@ -114,12 +169,16 @@ class StepCounts:
             block = torch.tensor(steps, dtype=torch.float64 if wide else torch.float32)
             for k, param in enumerate(params):
                 self._state[param]["step"] = block[k]
-            self._blocks.append((block, here))
+            self._blocks.append((block, here, block._version))
 
     def write(self, steps: np.ndarray[Any, Any]) -> None:
         """Bring the tensors up to date."""
-        for block, here in self._blocks:
-            block.numpy()[...] = steps[here]
+        for block, here, _ in self._blocks:
+            block.numpy()[...] = steps[here]  # which autograd does not count as an edit
+
+    def edited(self) -> bool:
+        """Whether someone has written to a `step`."""
+        return any(block._version != version for block, _, version in self._blocks)
 
 
 def unkept(

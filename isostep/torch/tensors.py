@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from isostep.errors import ParameterError
 from isostep.stepper import as_dtype
 
 TORCH_DTYPES = {
@@ -36,6 +38,19 @@ def numpy_view(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return tensor.numpy()
 
 
+class Held:
+    """A tensor for the array engine: as torch has it, with what a stepper asks of an array.
+
+    Args:
+        tensor: the tensor itself, which autograd may follow.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.dtype = as_dtype(DTYPE_NAMES[tensor.dtype])
+        self.nbytes = tensor.numel() * tensor.element_size()
+
+
 def stand_in(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """An array with the shape and dtype of a tensor that lies elsewhere, and no memory."""
     tensor = real(tensor)
@@ -43,11 +58,35 @@ def stand_in(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.broadcast_to(one, tuple(tensor.shape))
 
 
-def like(tensor: torch.Tensor, dtype: torch.dtype, fill: float) -> torch.Tensor:
-    """A new tensor of the same shape and order of memory; complex if `tensor` is."""
-    if tensor.is_complex() and not dtype.is_complex:
+def new_tensor(
+    shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, like: torch.Tensor, fill: float
+) -> torch.Tensor:
+    """A dense tensor whose memory runs along the axes in `order`; complex if `like` is."""
+    if like.is_complex():
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-    new = torch.full_like(tensor, 0, dtype=dtype, memory_format=torch.preserve_format)
+    dense = torch.empty([shape[axis] for axis in order], dtype=dtype, device=like.device)
     # A complex slot that starts at a number starts there in both its parts, as torch's do.
-    real(new).fill_(fill)
-    return new.detach()
+    real(dense).fill_(fill)
+    return dense.permute([list(order).index(axis) for axis in range(len(shape))])
+
+
+def check_steppable(tensor: torch.Tensor, name: str) -> None:
+    """Refuse parameters that no engine can step.
+
+    Raises:
+        ParameterError: not a strided tensor of a known floating dtype, or elements share memory.
+    """
+    if tensor.layout is not torch.strided:
+        raise ParameterError(
+            f"parameter {name!r} is {tensor.layout}: only dense ones can be stepped"
+        )
+    if tensor.dtype not in DTYPE_NAMES:
+        known = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
+        raise ParameterError(f"parameter {name!r} is {tensor.dtype}: use one of {known}")
+    if any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise ParameterError(
+            f"parameter {name!r} is expanded: several of its elements share one place in memory; "
+            f"make it with .clone() or .contiguous()"
+        )

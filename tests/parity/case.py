@@ -7,6 +7,8 @@ same parameters and see the same gradients.
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 STEPS = 200
 SAVED = (1, 2, 10, 200)
 DTYPES = ("float64", "float32")
+REQUIRED = "required"
 TOLERANCE = 1e-12
 
 Array = NDArray[Any]
@@ -194,3 +197,21 @@ def load(path: Path) -> dict[tuple[str, ...], Array]:
     """What `record` wrote: (case, dtype, step, parameter, slot) -> array."""
     with np.load(path) as file:
         return {tuple(key.split("|")): file[key] for key in file.files}
+
+
+def defaults(functions: Mapping[str, Callable[..., Any]]) -> Array:
+    """The defaults of all arguments of functions and constructors, for `record`'s probes."""
+    return np.array(
+        json.dumps(
+            {
+                name: {
+                    argument.name: REQUIRED
+                    if argument.default is argument.empty
+                    else argument.default
+                    for argument in inspect.signature(function).parameters.values()
+                }
+                for name, function in functions.items()
+            },
+            default=repr,
+        )
+    )

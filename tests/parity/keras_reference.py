@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from .case import Array, Case, State, record
+from .case import Array, Case, State, defaults, record
 from .keras_cases import CASES, EVERYWHERE
 
 
@@ -96,7 +96,16 @@ def options(case: Case) -> dict[str, Any]:
 
 def probes() -> dict[str, Array]:
     """What the tests of single facts look at."""
-    return {"learning-rate": _learning_rate(), "average": _average()}
+    return {
+        "defaults": defaults(
+            {
+                case.framework_class: getattr(keras.optimizers, case.framework_class)
+                for case in CASES
+            }
+        ),
+        "learning-rate": _learning_rate(),
+        "average": _average(),
+    }
 
 
 def _learning_rate() -> Array:

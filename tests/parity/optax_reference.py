@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from .case import Array, Case, State, record
+from .case import Array, Case, State, defaults, record
 from .optax_cases import CASES
 
 
@@ -107,6 +107,9 @@ def probes() -> dict[str, Array]:
     wide = {"w": jax.numpy.ones(1, "float64")}
     kept = dict(_slots(optax.adafactor(0.1, momentum=0.9).init(wide)))
     return {
+        "defaults": defaults(
+            {case.framework_class: getattr(optax, case.framework_class) for case in CASES}
+        ),
         "adadelta-default-update": np.asarray(update["w"]),
         "adafactor-momentum": np.asarray(kept["ema"]["w"]),
     }

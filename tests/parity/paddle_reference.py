@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import paddle
 
-from .case import Array, Case, State, record
+from .case import Array, Case, State, defaults, record
 from .paddle_cases import CASES
 
 _CLIPS = {
@@ -52,12 +52,24 @@ class PaddleRunner:
 
 def probes() -> dict[str, Array]:
     """What the tests of single facts look at."""
+    return {
+        "defaults": defaults(
+            {
+                case.framework_class: getattr(paddle.optimizer, case.framework_class)
+                for case in CASES
+            }
+        ),
+        "clips-float64-by-norm": np.array(_clips_float64_by_norm()),
+    }
+
+
+def _clips_float64_by_norm() -> bool:
     gradient = paddle.to_tensor(np.ones(1))
     try:
         paddle.nn.ClipGradByNorm(1.0)([(gradient, gradient)])
     except RuntimeError:
-        return {"clips-float64-by-norm": np.array(False)}
-    return {"clips-float64-by-norm": np.array(True)}
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +13,25 @@ from isostep.errors import HyperparameterError
 from isostep.numpy import Optimizer
 
 from .case import TOLERANCE, Case
-from .compare import Reference, assert_float32, assert_float64, reference, run, worst
+from .compare import (
+    Reference,
+    assert_defaults,
+    assert_float32,
+    assert_float64,
+    reference,
+    run,
+    worst,
+)
 from .optax_cases import CASES
 from .quirks import Quirks
 
-pytestmark = pytest.mark.xdist_group("parity-optax")
 QUIRKS = Quirks("optax")
 BY_NAME = {case.name: case for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    path = tmp_path_factory.mktemp("optax") / "optax.npz"
-    return reference("optax", path, JAX_PLATFORMS="cpu")
+def theirs(shared: Path) -> Reference:
+    return reference("optax", shared / "optax.npz", JAX_PLATFORMS="cpu")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -91,6 +98,11 @@ def test_decay_of_adafactor_is_not_times_the_learning_rate(theirs: Reference):
     spelling = replace(optax.spelling("Adafactor"), decay_times_lr=True)
     ours = run(optax.extended(Adafactor=spelling), case, "float64")
     assert worst(case, ours, theirs)[0] > 1e-6
+
+
+def test_defaults_are_those_of_optax(theirs: Reference):
+    # See the quirk optax-adadelta-climbs-without-learning-rate.
+    assert_defaults("optax", theirs, but={("adadelta", "learning_rate")})
 
 
 def test_every_quirk_is_shown():

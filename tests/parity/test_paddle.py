@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from isostep import dialects
 
 from .case import TOLERANCE, Case
-from .compare import Reference, assert_float32, assert_float64, reference, run, worst
+from .compare import (
+    Reference,
+    assert_defaults,
+    assert_float32,
+    assert_float64,
+    reference,
+    run,
+    worst,
+)
 from .paddle_cases import CASES
 from .quirks import Quirks
 
-pytestmark = pytest.mark.xdist_group("parity-paddle")
 QUIRKS = Quirks("paddle")
 POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 EXTRA = {"RMSprop": {"momentum", "mean_grad"}, "Adam": {*POWERS}, "AdamW": {*POWERS}}
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return reference("paddle", tmp_path_factory.mktemp("paddle") / "paddle.npz")
+def theirs(shared: Path) -> Reference:
+    return reference("paddle", shared / "paddle.npz")
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "float64" in c.dtypes], ids=str)
@@ -63,6 +72,10 @@ def test_rmsprop_keeps_slots_that_it_does_not_use(theirs: Reference):
 @QUIRKS.shown("paddle-clip-by-norm-takes-float32")
 def test_clip_by_norm_refuses_float64(theirs: Reference):
     assert not theirs["probe", "clips-float64-by-norm"]
+
+
+def test_defaults_are_those_of_paddle(theirs: Reference):
+    assert_defaults("paddle", theirs)
 
 
 def test_every_quirk_is_shown():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +11,27 @@ import pytest
 from isostep import dialects
 
 from .case import TOLERANCE, Average, Case
-from .compare import Reference, assert_float32, assert_float64, make, reference, run, worst
+from .compare import (
+    Reference,
+    assert_defaults,
+    assert_float32,
+    assert_float64,
+    make,
+    reference,
+    run,
+    worst,
+)
 from .quirks import Quirks
 from .tf_keras_cases import CASES
 
-pytestmark = pytest.mark.xdist_group("parity-tf_keras")
 QUIRKS = Quirks("tf_keras")
 BY_NAME = {case.name: case for case in CASES}
 EXTRA = {"SGD": {"m"}, "Adafactor": {"v"}}
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return reference("tf_keras", tmp_path_factory.mktemp("tf_keras") / "tf_keras.npz")
+def theirs(shared: Path) -> Reference:
+    return reference("tf_keras", shared / "tf_keras.npz")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -122,6 +131,10 @@ def test_adafactor_sees_the_decayed_parameter(theirs: Reference):
 @QUIRKS.shown("tf_keras-clipvalue-beside-norm-is-ignored")
 def test_a_norm_clip_makes_clipvalue_void(theirs: Reference):
     np.testing.assert_allclose(theirs["probe", "clip-value-and-norm"], [-0.6, -0.8], rtol=1e-15)
+
+
+def test_defaults_are_those_of_tf_keras(theirs: Reference):
+    assert_defaults("tf_keras", theirs)
 
 
 def test_every_quirk_is_shown():

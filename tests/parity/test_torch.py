@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +11,26 @@ import pytest
 from isostep import dialects
 
 from .case import TOLERANCE, Case
-from .compare import Reference, assert_float32, assert_float64, make, reference, run, worst
+from .compare import (
+    Reference,
+    assert_defaults,
+    assert_float32,
+    assert_float64,
+    make,
+    reference,
+    run,
+    worst,
+)
 from .quirks import Quirks
 from .torch_cases import CASES
 
-pytestmark = pytest.mark.xdist_group("parity-torch")
 QUIRKS = Quirks("torch")
 BY_NAME = {case.name: case for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return reference("torch", tmp_path_factory.mktemp("torch") / "torch.npz")
+def theirs(shared: Path) -> Reference:
+    return reference("torch", shared / "torch.npz")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -101,6 +110,10 @@ def test_eps1_none_is_taken_from_the_first_dtype_of_a_group(theirs: Reference):
 @QUIRKS.shown("torch-step-in-float32")
 def test_the_step_count_stops_at_two_to_the_24(theirs: Reference):
     assert theirs["probe", "step-counter"] == 2**24
+
+
+def test_defaults_are_those_of_torch(theirs: Reference):
+    assert_defaults("torch", theirs)
 
 
 def test_every_quirk_is_shown():

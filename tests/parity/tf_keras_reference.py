@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow
 import tf_keras
 
-from .case import Array, Case, State, record
+from .case import Array, Case, State, defaults, record
 from .tf_keras_cases import CASES
 
 
@@ -54,6 +54,12 @@ def probes() -> dict[str, Array]:
     tf_keras.backend.set_floatx("float32")
     adam = tf_keras.optimizers.Adam(adaptive_epsilon=True)
     return {
+        "defaults": defaults(
+            {
+                case.framework_class: getattr(tf_keras.optimizers, case.framework_class)
+                for case in CASES
+            }
+        ),
         "learning-rate": _steps(tf_keras.optimizers.SGD(0.1), [0.0], [1.0], 1)[-1],
         "average": _average(),
         "rmsprop-overwrites": np.array(tf_keras.optimizers.RMSprop().ema_overwrite_frequency),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .case import Array, Case, State, record
+from .case import Array, Case, State, defaults, record
 from .torch_cases import CASES
 
 
@@ -62,6 +62,9 @@ class TorchRunner:
 def probes() -> dict[str, Array]:
     """What the quirks' tests look at."""
     return {
+        "defaults": defaults(
+            {case.framework_class: getattr(torch.optim, case.framework_class) for case in CASES}
+        ),
         "centered-nan": _centered(),
         "adafactor-mixed-dtypes": _adafactor_of_mixed_dtypes(),
         "step-counter": _step_counter(),
