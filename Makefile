@@ -9,7 +9,7 @@ demo: .venv/.demo
 	$(BIN)/isostep race
 
 test: .venv/.dev .venv/.frameworks
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.dev .venv/.frameworks
 	$(BIN)/python -m benchmarks

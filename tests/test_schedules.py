@@ -145,7 +145,11 @@ FORMULAS: list[tuple[Schedule, range, Callable[[int], float]]] = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "steps", "formula"), FORMULAS, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(
+    ("schedule", "steps", "formula"),
+    FORMULAS,
+    ids=lambda x: str(x)[:60] if repr(x)[0] != "<" else "formula",
+)
 def test_follows_its_closed_form(
     schedule: Schedule, steps: range, formula: Callable[[int], float]
 ) -> None:
