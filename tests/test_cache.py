@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -136,9 +135,9 @@ def test_an_entry_under_a_directorys_name_is_no_error(
 def environment_with(monkeypatch: pytest.MonkeyPatch, change: str) -> str:
     """What a key depends on besides the source, on another machine or with another version."""
     if change in ("numba", "llvmlite"):
-        real = importlib.metadata.version
+        real = machine_code._version_file
         monkeypatch.setattr(
-            importlib.metadata, "version", lambda p: "99.0" if p == change else real(p)
+            machine_code, "_version_file", lambda p: "99.0" if p == change else real(p)
         )
     elif change == "cpu":
         monkeypatch.setattr(machine_code.llvm, "get_host_cpu_name", lambda: "i486")

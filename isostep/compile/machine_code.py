@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import importlib.metadata
+import importlib.util
 import linecache
 import platform
 import threading
@@ -74,9 +74,17 @@ def _environment() -> str:
     """Everything besides the source that decides what machine code comes out."""
     here = Path(__file__).parent
     texts = [(here / file).read_text() for file in ("intrinsics.py", "machine_code.py")]
-    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("numba", "llvmlite")]
+    versions = [_version_file(package) for package in ("numba", "llvmlite")]
     cpu = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     return "\n".join([*texts, *versions, *cpu, platform.machine(), platform.system()])
+
+
+def _version_file(package: str) -> str:
+    """What a package says of its version, found without importing it or searching metadata."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"isostep's kernels need {package}: pip install {package}")
+    return (Path(spec.origin).parent / "_version.py").read_text()
 
 
 @functools.cache
