@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -231,27 +229,54 @@ def test_array_of_counts_gives_the_values_of_single_counts(schedule: Schedule) -
     assert_close(several, [schedule(int(t)) for t in steps])
 
 
-@pytest.mark.parametrize("schedule", EXAMPLES, ids=str)
-def test_under_jit_in_float64_the_values_are_those_of_the_host(schedule: Schedule) -> None:
-    steps = np.arange(500)
-    with jax.enable_x64(True):
-        traced: Callable[[Any], Any] = jax.jit(lambda t: schedule(t, jnp))
-        one, several = traced(jnp.asarray(4, jnp.int32)), traced(steps)
-    assert (one.shape, one.dtype, several.dtype) == ((), np.float64, np.float64)
-    expected = [schedule(int(t)) for t in steps]
-    assert_close(several, expected)
-    assert_close(one, expected[4:5])
+UNDER_JIT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from isostep.schedules import from_config
 
-
-@pytest.mark.parametrize("schedule", EXAMPLES, ids=str)
-def test_under_jit_without_x64_the_values_are_float32(schedule: Schedule) -> None:
+def values(config):
+    schedule = jax.jit(lambda t: from_config(config)(t, jnp))
     steps = np.arange(500, dtype=np.int32)
-    several = jax.jit(lambda t: schedule(t, jnp))(steps)
+    narrow = schedule(steps)
+    with jax.enable_x64(True):
+        schedule = jax.jit(lambda t: from_config(config)(t, jnp))
+        one, wide = schedule(jnp.asarray(4, jnp.int32)), schedule(steps)
+    dtypes = [str(a.dtype) for a in (narrow, one, wide)]
+    return [np.asarray(narrow).tolist(), float(one), np.asarray(wide).tolist(), dtypes]
+
+json.dump([values(config) for config in json.load(sys.stdin)], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def under_jit() -> list[Any]:
+    """What JAX computes for each of EXAMPLES, in a process of its own."""
+    configs = json.dumps([schedule.get_config() for schedule in EXAMPLES])
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_JIT], input=configs, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("index", range(len(EXAMPLES)), ids=[str(s) for s in EXAMPLES])
+def test_under_jit_in_float64_the_values_are_those_of_the_host(
+    index: int, under_jit: list[Any]
+) -> None:
+    _, one, wide, dtypes = under_jit[index]
+    expected = [EXAMPLES[index](t) for t in range(500)]
+    assert dtypes[1:] == ["float64", "float64"]
+    assert_close(wide, expected)
+    assert_close([one], expected[4:5])
+
+
+@pytest.mark.parametrize("index", range(len(EXAMPLES)), ids=[str(s) for s in EXAMPLES])
+def test_under_jit_without_x64_the_values_are_float32(index: int, under_jit: list[Any]) -> None:
+    narrow, _, _, dtypes = under_jit[index]
     eps = float(np.finfo(np.float32).eps)
-    assert several.dtype == np.float32
-    expected = [schedule(int(t)) for t in steps]
+    assert dtypes[0] == "float32"
+    expected = [EXAMPLES[index](t) for t in range(500)]
     # x ** n amplifies the rounding of its exponent by n * log(x), at most 500 / 3 * log(2) here.
-    np.testing.assert_allclose(np.asarray(several), expected, rtol=128 * eps, atol=8 * eps)
+    np.testing.assert_allclose(narrow, expected, rtol=128 * eps, atol=8 * eps)
 
 
 @given(schedule=schedules, t=moments)
