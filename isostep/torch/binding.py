@@ -61,15 +61,14 @@ class Binding:
         self._names = _names(groups)
         self._group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         self._differentiable = _differentiable(groups)
-        on_cpu = all(p.device.type == "cpu" for p in self._params)
-        self.engine: Engine = "native" if on_cpu and not self._differentiable else "array"
+        self.engine: Engine = choose_engine(self._params, self._differentiable)
         self._check(extras)
         self._hyper = Hyperparameters(rule, extras)
         self._seen = self._hyper.raw(groups)
         slots = self._hyper.torch.slots
         by_name = dict(zip(self._names, self._params, strict=True))
         self._kept = StateTensors(state, slots, by_name, self.engine)
-        self._counts = StepCounts(state, keeps_step, slots)
+        self._counts = StepCounts(state, keeps_step, slots, self._kept.own)
         self._keeps_step = keeps_step
         self.stepper = self._make_stepper(rule, extras, dry)
         self.stepper.iteration = iteration
@@ -202,7 +201,7 @@ class Binding:
         native = self.engine == "native"
         params = [self._params[place] for place in places]
         for place, param in zip(places, params, strict=True):
-            check_steppable(param, self._names[place])
+            check_steppable(param, self._names[place], self.stepper.rule.name)
         steps = [self._counts.read(param) for param in params]
         for place, param, count in zip(places, params, steps, strict=True):
             array = numpy_view(param) if native else stand_in(param)
@@ -256,6 +255,12 @@ def _names(groups: list[dict[str, Any]]) -> list[str]:
         result.append(str(k) if name is None else f"{name} ({k})" if name in found else name)
         found.add(name)
     return result
+
+
+def choose_engine(params: list[torch.Tensor], differentiable: bool) -> Engine:
+    """Kernels where all parameters are on the CPU and autograd need not look on."""
+    on_cpu = all(p.device.type == "cpu" for p in params)
+    return "native" if on_cpu and not differentiable else "array"
 
 
 def _differentiable(groups: list[dict[str, Any]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -59,24 +59,31 @@ class StateTensors:
                 f"and the parameter needs {shape}: the state is another model's"
             )
         kept[key] = tensor = _placed(param, tensor, order)
-        self._ours.append((param, key, tensor))
+        self.own(param, key, tensor)
         if self._engine == "array":
             return Held(tensor.permute(leaf.order[: param.ndim]))
         return numpy_view(tensor).transpose(leaf.order).reshape(-1)
 
+    def own(self, param: torch.Tensor, key: str, tensor: torch.Tensor) -> None:
+        """Count on `tensor` being in the state of `param`."""
+        self._ours.append((param, key, tensor))
+
     def watch(self) -> None:
         """Remember the state as it is now."""
-        self._seen = list(chain.from_iterable(map(dict.values, self._state.values())))
+        self._seen = list(self._now())
 
     def replaced(self) -> bool:
         """Whether someone has put another tensor in the place of one of these."""
-        seen, now = self._seen, list(chain.from_iterable(map(dict.values, self._state.values())))
-        if len(seen) == len(now) and all(map(operator.is_, seen, now)):
+        if all(map(operator.is_, self._seen, self._now())):
             return False
         if any(self._state.get(p, {}).get(key) is not tensor for p, key, tensor in self._ours):
             return True
         self.watch()  # something of the user's own was added
         return False
+
+    def _now(self) -> Iterable[Any]:
+        """All tensors of the state, and an end, which no tensor is."""
+        return chain(chain.from_iterable(map(dict.values, self._state.values())), (None,))
 
 
 def _shape(leaf: Leaf, param: torch.Tensor, per: Domain) -> tuple[int, ...]:
@@ -93,8 +100,12 @@ def _order(leaf: Leaf, param: torch.Tensor) -> tuple[int, ...]:
     """The axes of a parameter, and of its slots, in their order in memory."""
     if leaf.factored_axes is not None:
         return leaf.order
-    strides = param.stride()  # a stand-in for a tensor elsewhere has none
-    return tuple(sorted(range(param.ndim), key=lambda axis: -strides[axis]))
+    return _by_strides(param)  # a stand-in for a tensor elsewhere has no strides
+
+
+def _by_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.ndim), key=lambda axis: -strides[axis]))
 
 
 def _placed(param: torch.Tensor, tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
@@ -131,7 +142,8 @@ def recast(
             if old is not None and dtypes.get(slot.name) != "param":
                 wide = "float64" if param.dtype == torch.float64 else "float32"
                 dtype = TORCH_DTYPES[dtypes.get(slot.name, wide)]
-                kept[slots[slot.name]] = torch.full_like(old, fill, dtype=dtype)
+                order = _by_strides(old)
+                kept[slots[slot.name]] = new_tensor(old.shape, order, dtype, param, fill)
 
 
 class StepCounts:
@@ -141,10 +153,17 @@ class StepCounts:
         state: `optimizer.state`.
         keeps_step: whether torch's class keeps a `step` for each parameter.
         slots: torch's names of the rule's slots.
+        own: is told of each tensor that goes into the state.
     """
 
-    def __init__(self, state: Any, keeps_step: bool, slots: Mapping[str, str]) -> None:
-        self._state, self._keeps_step = state, keeps_step
+    def __init__(
+        self,
+        state: Any,
+        keeps_step: bool,
+        slots: Mapping[str, str],
+        own: Callable[[torch.Tensor, str, torch.Tensor], None],
+    ) -> None:
+        self._state, self._keeps_step, self._own = state, keeps_step, own
         self._slots = tuple(slots.values())
         self._blocks: list[tuple[torch.Tensor, slice, int]] = []
         self._length = 0
@@ -168,7 +187,8 @@ class StepCounts:
             wide = torch.get_default_dtype() == torch.float64  # as torch.optim has it
             block = torch.tensor(steps, dtype=torch.float64 if wide else torch.float32)
             for k, param in enumerate(params):
-                self._state[param]["step"] = block[k]
+                self._state[param]["step"] = own = block[k]
+                self._own(param, "step", own)
             self._blocks.append((block, here, block._version))
 
     def write(self, steps: np.ndarray[Any, Any]) -> None:

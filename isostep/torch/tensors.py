@@ -70,22 +70,26 @@ def new_tensor(
     return dense.permute([list(order).index(axis) for axis in range(len(shape))])
 
 
-def check_steppable(tensor: torch.Tensor, name: str) -> None:
-    """Refuse parameters that no engine can step.
+REAL_RULES = ("Adafactor",)
+"""The rules whose torch classes refuse complex parameters."""
+
+
+def check_steppable(tensor: torch.Tensor, name: str, rule: str) -> None:
+    """Refuse parameters that cannot be stepped.
 
     Raises:
         ParameterError: not a strided tensor of a known floating dtype, or elements share memory.
+        RuntimeError: complex, and the rule takes real ones only; torch's error.
     """
+    if tensor.is_complex() and rule in REAL_RULES:
+        raise RuntimeError(f"{rule} does not support complex parameters: {name!r} is one")
     if tensor.layout is not torch.strided:
-        raise ParameterError(
-            f"parameter {name!r} is {tensor.layout}: only dense ones can be stepped"
-        )
+        raise ParameterError(f"parameter {name!r} is {tensor.layout}: it must be torch.strided")
     if tensor.dtype not in DTYPE_NAMES:
         known = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
         raise ParameterError(f"parameter {name!r} is {tensor.dtype}: use one of {known}")
-    if any(
-        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    ):
+    shape = zip(tensor.shape, tensor.stride(), strict=True)
+    if any(stride == 0 and size > 1 for size, stride in shape):
         raise ParameterError(
             f"parameter {name!r} is expanded: several of its elements share one place in memory; "
             f"make it with .clone() or .contiguous()"

@@ -1,0 +1,1 @@
+"""The PyTorch front-end against torch.optim itself."""
