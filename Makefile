@@ -8,10 +8,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 demo: .venv/.demo
 	$(BIN)/isostep race
 
-test: .venv/.dev .venv/.frameworks
+test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: .venv/.dev .venv/.frameworks
+bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
 lint: .venv/.dev
@@ -27,11 +27,8 @@ lint: .venv/.dev
 	$(PIP) --editable '.[cli]'
 	touch $@
 
+# Linting needs the frameworks too: the types of their front-ends are checked against them.
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[dev]'
-	touch $@
-
-.venv/.frameworks: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev,frameworks]'
 	touch $@
 
