@@ -20,17 +20,6 @@ from isostep.engines.cohort import Cohort, Floats
 
 Table = NDArray[np.int64]
 
-_GATHER = """
-from isostep.compile.intrinsics import int64_at
-
-
-def gather(low, high, context):
-    tables = int64_at(context)
-    objects, words = int64_at(tables[0]), int64_at(tables[1])
-    for k in range(low, high):
-        words[k] = int64_at(objects[k])[0]
-"""
-
 SERIAL_BELOW = 1 << 14  # elements: under this, waking threads costs more than they save
 
 
@@ -142,16 +131,6 @@ def _sums_per_column(cohort: Cohort) -> int:
     return max(
         sum(r.domain == "column" for r in step.reductions) for step in cohort.schedule.passes
     )
-
-
-def words_at(addresses: Table) -> Table:
-    """The eight bytes at each address, read in one call."""
-    words = np.empty_like(addresses)
-    context = np.array([addresses.ctypes.data, words.ctypes.data], dtype=np.int64)
-    whole = np.array([[0, len(addresses)]], dtype=np.int64)
-    gather = machine_code.build(_GATHER).addresses["gather"]
-    threads.run(gather, whole, int(context.ctypes.data))
-    return words
 
 
 def _cut(work: Floats, parts: int) -> Table:

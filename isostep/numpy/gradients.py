@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, cast
 
 import numpy as np
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 
 from isostep.engines.cohort import Runner
 from isostep.engines.leaf import AnyArray, Leaf
-from isostep.engines.native import NativeRunner, words_at
+from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
+from isostep.numpy import headers
 from isostep.stepper import DTYPES, as_dtype
 
 
@@ -21,51 +21,57 @@ class Gradients:
     def __init__(self, leaves: list[Leaf]) -> None:
         self._leaves = leaves
         self._arrays: list[Any] = []
-        self._kinds: list[int] = []
         self._dtype_names: tuple[str | None, ...] = ()
-        self._bytes = np.zeros(0, dtype=np.int64)
         self._lent: list[dict[str, Any]] = []
-        self._addresses = np.zeros(len(leaves), dtype=np.int64)
-        self._names = [leaf.name for leaf in leaves]
-        self._shapes = [leaf.array.shape for leaf in leaves]
+        self._headers: headers.Headers | None = None
+        self._dtypes, self._widths, self._addresses, self._apart = (
+            np.zeros(len(leaves), dtype=np.int64) for _ in range(4)
+        )
         self._in_order = all(leaf.in_order for leaf in leaves)
-        self._sizes = np.array([leaf.array.size for leaf in leaves], dtype=np.int64)
         spans = sorted(
             np.lib.array_utils.byte_bounds(leaf.array) for leaf in leaves if leaf.array.size
         )
         self._starts = np.array([s[0] for s in spans], dtype=np.int64)
         self._ends = np.maximum.accumulate(np.array([s[1] for s in spans], dtype=np.int64))
 
-    def collect(self, named: dict[str, Any]) -> tuple[str | None, ...]:
-        """Take the gradients and return their dtypes; raises before anything is kept."""
-        arrays = [named[name] for name in self._names]
-        if not self._plain(arrays):
+    def collect(self, arrays: list[Any]) -> tuple[str | None, ...]:
+        """Take the gradients, one for each leaf or None, and return their dtypes; raises before
+        anything is kept."""
+        if not self._as_usual(arrays):
             arrays = [
                 None if g is None else self._checked(leaf, g)
                 for leaf, g in zip(self._leaves, arrays, strict=True)
             ]
-        # Numbers, since a dtype cannot be told from None: np.dtype("float64") == None is true.
-        kinds = [-1 if g is None else g.dtype.num for g in arrays]
-        if kinds != self._kinds:
-            widths = [0 if g is None else g.itemsize for g in arrays]
-            self._bytes = np.array(widths, dtype=np.int64) * self._sizes
+            # Names, since a dtype cannot be told from None: np.dtype("float64") == None is true.
             self._dtype_names = tuple([None if g is None else g.dtype.name for g in arrays])
-            self._kinds = kinds
+            widths = [0 if g is None else g.nbytes for g in arrays]
+            self._widths = np.array(widths, dtype=np.int64)
+            self._addresses[:] = [0 if g is None else g.ctypes.data for g in arrays]
+            self._dtypes[:] = self._apart[:] = 0
         self._arrays = arrays
-        self._addresses[:] = _addresses(arrays)
-        self._separate(self._bytes)
+        self._separate()
         return self._dtype_names
 
-    def _plain(self, arrays: list[Any]) -> bool:
-        """Whether all are dense arrays of the right shapes and dtypes, as they nearly always are;
-        whole-list comparisons keep the check of hundreds of arrays cheap."""
-        return (
-            self._in_order
-            and set(map(type, arrays)) == {np.ndarray}
-            and [g.shape for g in arrays] == self._shapes
-            and False not in {g.flags.c_contiguous for g in arrays}
-            and {g.dtype for g in arrays} <= _PLAIN_DTYPES
-        )
+    def _as_usual(self, arrays: list[Any]) -> bool:
+        """Take arrays that lie as their parameters do and have the dtypes of the step before, as
+        they nearly always do."""
+        if not self._in_order or len(arrays) < _MANY or not headers.usable():
+            return False
+        if self._headers is None:
+            self._headers = headers.Headers([leaf.array.shape for leaf in self._leaves])
+        found = self._headers
+        if not found.read(arrays):
+            return False
+        if not np.array_equal(found.dtypes, self._dtypes):
+            names = tuple(_PLAIN_DTYPES.get(d, "") for d in found.dtypes.tolist())
+            if "" in names:
+                return False
+            self._dtype_names = names
+            self._widths = np.array([g.nbytes for g in arrays], dtype=np.int64)
+            self._dtypes[:] = found.dtypes
+            self._apart[:] = 0
+        self._addresses[:] = found.addresses
+        return True
 
     def _checked(self, leaf: Leaf, g: Any) -> AnyArray:
         if isinstance(g, np.generic):  # what arithmetic on 0-d arrays gives
@@ -87,15 +93,18 @@ class Gradients:
             )
         return leaf.dense(g)
 
-    def _separate(self, widths: NDArray[np.int64]) -> None:
+    def _separate(self) -> None:
         """Copy gradients that lie in the memory of a parameter, which the step will write."""
-        if not len(self._starts):
+        starts, widths = self._addresses, self._widths
+        if not len(self._starts) or np.array_equal(starts, self._apart):
             return
-        before = np.searchsorted(self._starts, self._addresses + widths, side="left")
+        before = np.searchsorted(self._starts, starts + widths, side="left")
         reach = np.where(before > 0, self._ends[before - 1], 0)
-        for k in np.flatnonzero((reach > self._addresses) & (widths > 0)):
+        inside = np.flatnonzero((reach > starts) & (widths > 0))
+        for k in inside:
             self._arrays[k] = self._arrays[k].copy()
             self._addresses[k] = self._arrays[k].ctypes.data
+        self._apart[:] = 0 if len(inside) else starts
 
     def bind(self, runner: Runner) -> None:
         """Hand the gradients of a cohort to its runner."""
@@ -115,30 +124,6 @@ class Gradients:
         self._lent = []
 
 
-_PLAIN_DTYPES = {as_dtype(name) for name in DTYPES if name != "bfloat16"}
-
-
-def _addresses(arrays: list[Any]) -> Any:
-    """The address of each array's data, 0 for None."""
-    if _HEADER_FIRST and len(arrays) >= _MANY and type(None) not in set(map(type, arrays)):
-        # `array.ctypes.data` costs a microsecond, which a step over hundreds of tensors feels.
-        objects = np.fromiter(map(id, arrays), dtype=np.int64, count=len(arrays))
-        return words_at(objects + object.__basicsize__)
-    return [0 if a is None else a.ctypes.data for a in arrays]
-
-
-def _header_comes_first() -> bool:
-    """Whether the data pointer is the first field behind the object header, as NumPy's C API has
-    it and CPython lays objects out."""
-    probes = [np.zeros(3), np.zeros((2, 2), np.float32)[1:], np.array(1.0)]
-    try:
-        return all(
-            ctypes.c_void_p.from_address(id(p) + object.__basicsize__).value == p.ctypes.data
-            for p in probes
-        )
-    except (TypeError, ValueError):
-        return False
-
-
+# From how many arrays on the kernel that reads headers is worth having.
 _MANY = 32
-_HEADER_FIRST = _header_comes_first()
+_PLAIN_DTYPES = {id(as_dtype(name)): name for name in DTYPES if name != "bfloat16"}

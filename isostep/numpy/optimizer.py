@@ -142,15 +142,17 @@ class Optimizer:
         """
         if not 0 < loss_scale < math.inf:
             raise HyperparameterError(f"loss_scale={loss_scale!r} must be positive and finite")
-        named = self._by_name(grads)
-        dtypes = self._gradients.collect(named)
+        dtypes = self._gradients.collect(self._in_order(grads))
         try:
             report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
         finally:
             self._gradients.release()
         return report
 
-    def _by_name(self, grads: Any) -> dict[str, Any]:
+    def _in_order(self, grads: Any) -> list[Any]:
+        """The gradients in the order of the parameters."""
+        if type(grads) is dict and list(cast(dict[Any, Any], grads)) == self._names:
+            return list(cast(dict[str, Any], grads).values())
         flat = isinstance(grads, dict) and self._known == cast(dict[Any, Any], grads).keys()
         named: dict[str, Any] = cast(dict[str, Any], grads) if flat else flatten(grads, "grads")
         if named.keys() != self._known:
@@ -166,7 +168,7 @@ class Optimizer:
                 f"{' and others' if len(missing) > 5 else ''}: give None for a parameter that "
                 f"should stay as it is (nothing was changed)"
             )
-        return named
+        return [named[name] for name in self._names]
 
     # -- averages --------------------------------------------------------------------------------
 
