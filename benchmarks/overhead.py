@@ -10,10 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks import own
-from benchmarks.cases import Case
-from benchmarks.models import Floats
-from benchmarks.timing import PAUSE, WARM_UP, Budget
+from benchmarks.timing import PAUSE, WARM_UP, Budget, Contestant
 from isostep.engines import threads
 
 
@@ -32,11 +29,8 @@ def _counted() -> Iterator[list[float]]:
         yield seconds
 
 
-def measure(
-    case: Case, params: list[Floats], grads: list[Floats], budget: Budget
-) -> dict[str, Any]:
+def measure(contestant: Contestant, budget: Budget) -> dict[str, Any]:
     """Medians of a whole step, of its kernels and of the rest, in milliseconds."""
-    contestant = own.contestant(case, params, grads)
     for _ in range(WARM_UP):
         contestant.step()
     whole: list[float] = []
@@ -52,7 +46,7 @@ def measure(
         kernels.append(sum(seconds))
     rest = np.subtract(whole, kernels)
     return {
-        "tensors": len(params),
+        "name": contestant.name,
         "step_ms": float(np.median(whole) * 1e3),
         "kernels_ms": float(np.median(kernels) * 1e3),
         "python_ms": float(np.median(rest) * 1e3),

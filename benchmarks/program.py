@@ -5,13 +5,15 @@ from __future__ import annotations
 from benchmarks import peers
 from benchmarks.cases import CASES
 from benchmarks.timing import QUICK, Budget
-from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD, Task
+from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD, TRAINING, Task
 
 _TOGETHER = Budget(seconds=6.0)
 _ALONE = Budget(seconds=2.0, least=3)
 _LIMIT = Budget(seconds=3.0, least=7)
 _DENORMALS = Budget(seconds=2.5)
 _OVERHEAD = Budget(seconds=1.0)
+_TRAINING = Budget(seconds=20.0)
+_TRAINED = ("AdamW", "clip+AdamW+EMA")
 _KERAS_ON_GPT2 = ("AdamW", "Adafactor", "clip+AdamW+EMA")
 
 
@@ -35,9 +37,13 @@ def tasks(
     denormals = [m for m in ("resnet50", models[0]) if m in models][:1]
     elementwise = [c for c in cases if c != "AdamW"]
     torch = ["torch"] if "torch" in names else []
+    small = [m for m in models if m in ("mini", "tiny")]
+    trained = [c for c in cases if c in _TRAINED and torch]
     found = [
         task(LIMIT, [], models, cases, _LIMIT),
-        task(OVERHEAD, [], [m for m in models if m in ("mini", "tiny")], cases, _OVERHEAD),
+        task(OVERHEAD, [], small, cases, _OVERHEAD),
+        *(task(OVERHEAD, [n], small, cases, _OVERHEAD) for n in names if n in peers.FRONT_ENDS),
+        task(TRAINING, torch, ["transformer"], trained, _TRAINING),
         task(DENORMALS, [], denormals, elementwise, _DENORMALS),
         task(DENORMALS, torch, denormals, [c for c in cases if c == "AdamW"], _DENORMALS),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.own import NAME
-from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD
+from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD, TRAINING
 
 Record = dict[str, Any]
 
@@ -73,16 +73,16 @@ class Results:
             and not r.keys() & {"error", "absent"}
         ]
 
-    def speed(self, model: str, case: str, peer: str) -> Speed | None:
-        """isostep against the fastest contestant of `peer`."""
+    def speed(self, model: str, case: str, peer: str, own: str = NAME) -> Speed | None:
+        """isostep, or the front-end of this name, against the fastest contestant of `peer`."""
         for record in self.find("peers", model, case):
             times = record["times"]
             found = [n for n, t in times.items() if t["family"] == peer]
             if found:
                 best = min(found, key=lambda name: times[name]["median_ms"])
-                ratio = record["ratios"][best]
-                own, other = times[NAME]["median_ms"], times[best]["median_ms"]
-                return Speed(best, own, other, ratio["of_medians"], ratio["paired"])
+                ratio = record["ratios"][own][best]
+                own_ms, peer_ms = times[own]["median_ms"], times[best]["median_ms"]
+                return Speed(best, own_ms, peer_ms, ratio["of_medians"], ratio["paired"])
         return None
 
     def own_ms(self, model: str, case: str) -> float | None:
@@ -94,7 +94,7 @@ class Results:
         """The step's part of the copy limit, by paired rounds, and its bytes per second."""
         for record in self.find(LIMIT, model, case):
             step = record["times"][NAME]["median_ms"] / 1e3
-            return record["ratios"]["copy"]["paired"], record["step_bytes"] / step
+            return record["ratios"][NAME]["copy"]["paired"], record["step_bytes"] / step
         return None
 
     def slowdown(self, model: str, case: str) -> dict[str, float]:
@@ -102,10 +102,15 @@ class Results:
         found = self.find(DENORMALS, model, case)
         return found[0]["slowdown"] if found else {}
 
-    def overhead(self, model: str, case: str) -> Record | None:
+    def overhead(self, model: str, case: str, own: str = NAME) -> Record | None:
         """The step's time in and outside of kernels."""
-        found = self.find(OVERHEAD, model, case)
+        found = [r for r in self.find(OVERHEAD, model, case) if r["name"] == own]
         return found[0] if found else None
+
+    def training(self, case: str) -> dict[str, dict[str, float]]:
+        """The parts of an iteration of a training loop, by who steps."""
+        found = [r for r in self.records if (r["kind"], r["case"]) == (TRAINING, case)]
+        return found[0].get("training", {}) if found else {}
 
     def failures(self) -> list[str]:
         """What could not be measured, and why."""

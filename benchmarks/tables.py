@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.peers import LABELS
+from benchmarks.own import NAME
+from benchmarks.peers import FRONT_ENDS, LABELS
 from benchmarks.results import Results
 from benchmarks.targets import Verdict
 
@@ -35,9 +36,12 @@ def show(console: Console, results: Results, verdicts: list[Verdict]) -> None:
 def _tables(results: Results, verdicts: list[Verdict]) -> Iterator[Table]:
     for model in results.models:
         yield _speeds(results, model)
+        for peer, name in FRONT_ENDS.items():
+            yield _front_end(results, model, peer, name)
     yield _copy(results)
     yield _denormals(results)
     yield _overhead(results)
+    yield _training(results)
     yield _startup(results)
     yield _targets(verdicts)
 
@@ -66,8 +70,19 @@ def _speeds(results: Results, model: str) -> Table:
     return table
 
 
-def _speed(results: Results, model: str, case: str, peer: str) -> Text:
-    found = results.speed(model, case, peer)
+def _front_end(results: Results, model: str, peer: str, name: str) -> Table:
+    title = f"{model}: {name} in place of {LABELS[peer]}, one step in ms"
+    table = _new(title, "rule", name, LABELS[peer])
+    for case in results.cases:
+        found = results.speed(model, case, peer, name)
+        if found:
+            own = _milliseconds(found.own_ms)
+            table.add_row(case, own, _speed(results, model, case, peer, name))
+    return table
+
+
+def _speed(results: Results, model: str, case: str, peer: str, own: str = NAME) -> Text:
+    found = results.speed(model, case, peer, own)
     if found is None:
         return Text("-", style=FAINT)
     kind = found.kind.removeprefix(peer).strip()
@@ -100,15 +115,26 @@ def _denormals(results: Results) -> Table:
 
 
 def _overhead(results: Results) -> Table:
-    table = _new(
-        "Where a step's time goes, ms", "rule", "model", "tensors", "step", "kernels", "Python"
-    )
-    for model in results.models:
-        for case in results.cases:
-            found = results.overhead(model, case)
-            if found:
-                values = (f"{found[k]:.3f}" for k in ("step_ms", "kernels_ms", "python_ms"))
-                table.add_row(case, model, str(found["tensors"]), *values)
+    columns = ("rule", "of", "model", "tensors", "step", "kernels", "Python")
+    table = _new("Where a step's time goes, ms", *columns)
+    for own in (NAME, *FRONT_ENDS.values()):
+        for model in results.models:
+            for case in results.cases:
+                found = results.overhead(model, case, own)
+                if found:
+                    values = (f"{found[k]:.3f}" for k in ("step_ms", "kernels_ms", "python_ms"))
+                    table.add_row(case, own, model, str(found["tensors"]), *values)
+    return table
+
+
+def _training(results: Results) -> Table:
+    columns = ("stepped by", "case", "forward and backward", "step", "step's share")
+    table = _new("A training loop of a transformer, ms", *columns)
+    for case in results.cases:
+        for name, parts in results.training(case).items():
+            model, step = parts["model_ms"], parts["step_ms"]
+            share = f"{step / (model + step):.1%}"
+            table.add_row(name, case, _milliseconds(model), _milliseconds(step), share)
     return table
 
 
@@ -129,7 +155,7 @@ def _startup(results: Results) -> Table:
 def _targets(verdicts: list[Verdict]) -> Table:
     table = _new("Targets", "what", "target", "measured", "")
     for v in verdicts:
-        sign, digits = (">=" if v.at_least else "<="), (2 if v.unit == "x" else 0)
+        sign, digits = (">=" if v.at_least else "<="), (2 if v.bound < 10 else 0)
         value = "-" if v.measured is None else f"{v.measured:.{digits}f} {v.unit}"
         word = {None: Text("not measured", FAINT), True: Text("met", GOOD)}
         table.add_row(

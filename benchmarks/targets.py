@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cases import CASES
+from benchmarks.own import NAME
+from benchmarks.peers import FRONT_ENDS
 from benchmarks.results import Results
 
 
@@ -51,11 +53,16 @@ _SPEED = (
     ("Adafactor", "gpt2", 7.0),
     ("Adafactor", "resnet50", 20.0),
 )
+_SPEED_ON_TENSORS = (("AdamW", "resnet50", 1.1),)
 
 
 def _targets() -> Iterator[Target]:
-    for case, model, bound in _SPEED:
-        yield Target(f"{case} on {model}, over torch's best", bound, True, "x", _speed(model, case))
+    torch = FRONT_ENDS["torch"]
+    for own, promised in ((NAME, _SPEED), (torch, (*_SPEED, *_SPEED_ON_TENSORS))):
+        for case, model, bound in promised:
+            what = f"{own}: {case} on {model}, over torch's best"
+            yield Target(what, bound, True, "x", _speed(model, case, own))
+    yield Target(f"{torch}: Python in a step of 500 tensors", 0.6, False, "ms", _python(torch))
     for case in CASES.values():
         if not case.composite:
             bound = 70.0 if case.rule == "Adafactor" else 85.0
@@ -68,10 +75,18 @@ def _targets() -> Iterator[Target]:
     yield Target("import isostep after numpy", 60.0, False, "ms", _startup("import_ms"))
 
 
-def _speed(model: str, case: str) -> Callable[[Results], float | None]:
+def _speed(model: str, case: str, own: str) -> Callable[[Results], float | None]:
     def read(results: Results) -> float | None:
-        found = results.speed(model, case, "torch")
+        found = results.speed(model, case, "torch", own)
         return found.ratio if found else None
+
+    return read
+
+
+def _python(own: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        found = results.overhead("tiny", "AdamW", own)
+        return found["python_ms"] if found else None
 
     return read
 

@@ -20,7 +20,10 @@ from benchmarks import cases, models, timing
 from benchmarks.timing import Budget, Contestant
 
 LIMIT, DENORMALS, OVERHEAD = "limit", "denormals", "overhead"
-"""Kinds of cells that need no peer."""
+"""Kinds of cells about isostep itself."""
+
+TRAINING = "training"
+"""The kind of cells that have a model of their own."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Task:
     """What one worker measures.
 
     Args:
-        kind: `"peers"`, or one of the kinds that need none.
+        kind: `"peers"`, or one of the constants of this module.
         peers: the frameworks to load.
         models, cases: the cells, by name.
         budget: for each cell.
@@ -68,7 +71,7 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
     yield {"versions": versions}
     arrays: tuple[str, Any, Any] = ("", None, None)
     for model, case in task.cells:
-        if arrays[0] != model:
+        if arrays[0] != model and task.kind != TRAINING:
             shapes = models.get(model)
             arrays = (model, shapes.arrays(0.02, seed=0), shapes.arrays(0.01, seed=1))
         start = time.perf_counter()
@@ -91,9 +94,9 @@ def _peer(name: str, threads: int) -> Any:
 
 def _cell(task: Task, case: str, params: Any, grads: Any) -> dict[str, Any]:
     """One cell; an error is its result, and the next cell goes on."""
-    measure = {LIMIT: _limit, DENORMALS: _denormals, OVERHEAD: _overhead}.get(task.kind, _peers)
+    kinds = {LIMIT: _limit, DENORMALS: _denormals, OVERHEAD: _overhead, TRAINING: _training}
     try:
-        return measure(task, cases.CASES[case], params, grads)
+        return kinds.get(task.kind, _peers)(task, cases.CASES[case], params, grads)
     except Exception as error:  # a peer may refuse what another does
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:300]}
@@ -101,27 +104,35 @@ def _cell(task: Task, case: str, params: Any, grads: Any) -> dict[str, Any]:
 
 def _peers(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, Any]:
     from benchmarks import own
+    from benchmarks.peers import FRONT_ENDS
 
-    contestants = [own.contestant(case, params, grads)]
+    contestants: list[Contestant] = []
+    front_ends: list[Contestant] = []
     for name in task.peers:
-        contestants += _peer(name, task.threads).contestants(case, params, grads)
-    if len(contestants) == 1:
+        module = _peer(name, task.threads)
+        contestants += module.contestants(case, params, grads)
+        if name in FRONT_ENDS:
+            front_ends.append(module.front_end(case, params, grads))
+    if not contestants:
         return {"absent": True}
-    return _measured(contestants, task.budget)
+    return _measured([own.contestant(case, params, grads), *front_ends], contestants, task.budget)
 
 
-def _measured(contestants: list[Contestant], budget: Budget) -> dict[str, Any]:
+def _measured(ours: list[Contestant], others: list[Contestant], budget: Budget) -> dict[str, Any]:
+    contestants = [*ours, *others]
     timing.warm(contestants)
     timing.interleave(contestants, budget)
-    first, *others = contestants
     return {
         "times": {c.name: timing.summary(c) for c in contestants},
         "ratios": {
-            c.name: {
-                "of_medians": c.median / first.median,
-                "paired": timing.paired_ratio(c, first),
+            own.name: {
+                c.name: {
+                    "of_medians": c.median / own.median,
+                    "paired": timing.paired_ratio(c, own),
+                }
+                for c in others
             }
-            for c in others
+            for own in ours
         },
     }
 
@@ -131,7 +142,7 @@ def _limit(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, A
 
     optimizer = own.optimizer(case, params)
     step = own.on_gradients(optimizer, grads)
-    found = _measured([step, copy_limit.contestant(optimizer, grads)], task.budget)
+    found = _measured([step], [copy_limit.contestant(optimizer, grads)], task.budget)
     return found | {"step_bytes": optimizer.plan().step_bytes}
 
 
@@ -139,14 +150,24 @@ def _denormals(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[st
     from benchmarks import denormals
 
     contestants = denormals.contestants(case, params, grads, task.peers)
-    found = _measured(contestants, task.budget)
+    found = _measured(contestants[:1], contestants[1:], task.budget)
     return found | {"slowdown": denormals.slowdowns(contestants)}
 
 
 def _overhead(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, Any]:
-    from benchmarks import overhead
+    from benchmarks import overhead, own
 
-    return overhead.measure(case, params, grads, task.budget)
+    if task.peers:
+        contestant = _peer(task.peers[0], task.threads).front_end(case, params, grads)
+    else:
+        contestant = own.contestant(case, params, grads)
+    return overhead.measure(contestant, task.budget) | {"tensors": len(params)}
+
+
+def _training(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, Any]:
+    from benchmarks import training
+
+    return training.measure(case, task.budget)
 
 
 def main() -> None:

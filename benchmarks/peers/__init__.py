@@ -26,6 +26,10 @@ MODULES = {
 TOGETHER = ("torch", "optax")
 """Peers that share a process; each other one has its own."""
 
+FRONT_ENDS = {"torch": "isostep.torch"}
+"""Peers in whose place isostep can be put, and what is put there; their modules have `front_end`,
+which gives it as a contestant."""
+
 LABELS = {
     "torch": "torch",
     "optax": "optax",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isostep.engines.cohort import Runner
 from isostep.engines.leaf import AnyArray, Leaf

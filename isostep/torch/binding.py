@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
@@ -78,7 +79,7 @@ class Binding:
         # The leaves of the stepper: parameters in the order in which they got a gradient.
         self._places: list[int] = []
         self._here: list[torch.Tensor] = []
-        self._where: list[int] = []
+        self._where = _addresses([])
         self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
         if dry:
             self._take(list(range(len(self._params))), dry=True)
@@ -126,7 +127,7 @@ class Binding:
         return (
             groups is not self.groups
             or state is not self.state
-            or list(map(_data_ptr, self._here)) != self._where
+            or not np.array_equal(_addresses(self._here), self._where)
             or _differentiable(groups) != self._differentiable
             or self._counts.edited()
             or self._kept.replaced()
@@ -213,7 +214,7 @@ class Binding:
                 self._masters.add(param, self.state[param])
         self._places += places
         self._here = [self._params[k] for k in self._places]
-        self._where = list(map(_data_ptr, self._here))
+        self._where = _addresses(self._here)
         self._grads.laid_out(self._here)
         if native:
             layers(self.stepper.leaves)
@@ -244,6 +245,10 @@ class Binding:
     def plan(self) -> Plan:
         """What a step in which all parameters have gradients would do."""
         return self.stepper.plan(tuple(DTYPE_NAMES[p.dtype] for p in self._here))
+
+
+def _addresses(tensors: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.fromiter(map(_data_ptr, tensors), np.int64, len(tensors))
 
 
 def _names(groups: list[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,12 @@ from isostep.stepper import Engine, Stepper
 from isostep.torch.lazy import densified
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
 
+try:  # what guards compiled graphs; not public, so it may go
+    from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
+except ImportError:
+    TensorGuards = None
+
+_MANY = 8
 _numel = torch.Tensor.numel
 _is_contiguous = torch.Tensor.is_contiguous
 _data_ptr = torch.Tensor.data_ptr
@@ -39,11 +45,13 @@ class Gradients:
         self._sizes: list[int] = []
         self._otherwise: list[int] = []
         self._usual = False
+        self._guard: Any = None
         self._dtypes: list[Any] = []
         self._dtype_names: tuple[str | None, ...] = ()
 
     def laid_out(self, params: list[torch.Tensor]) -> None:
         """Expect gradients for these parameters, the leaves of the stepper."""
+        self._guard = None
         self._strides = [p.stride() for p in params]
         self._sizes = list(map(_numel, params))
         contiguous = [p.is_contiguous() for p in params]
@@ -66,8 +74,15 @@ class Gradients:
             RuntimeError: a sparse gradient that the rule does not take.
         """
         native = self._engine == "native"
+        if self._guard is not None and self._guard.check(*grads):
+            self.tensors = grads
+            if native:
+                self.addresses = np.fromiter(map(_data_ptr, grads), np.int64, len(grads))
+            return self._dtype_names
+        self._guard = None
         if self._usual and self._as_parameters(grads):
             self.tensors = grads
+            self._guard = guard_of(grads)
             if native:
                 self.addresses = np.fromiter(map(_data_ptr, grads), np.int64, len(grads))
         else:
@@ -130,6 +145,17 @@ class Gradients:
                 f"the gradient of parameter {name!r} is {dtype}: that has no kernel"
             )
         return DTYPE_NAMES[dtype]
+
+
+def guard_of(tensors: list[Any]) -> Any:
+    """Something whose `check(*tensors)` tells in one call whether all have the kinds, dtypes,
+    devices, sizes and strides of these; None if this torch has no such thing, or for few."""
+    if TensorGuards is None or len(tensors) < _MANY:
+        return None
+    try:
+        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    except (TypeError, SystemError):
+        return None
 
 
 def _address(g: Any) -> int:

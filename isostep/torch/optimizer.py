@@ -21,7 +21,7 @@ from isostep.report import Report
 from isostep.torch.binding import Binding
 from isostep.torch.hyper import Hyperparameters
 from isostep.torch.options import Extras, LrRatio, checked, split
-from isostep.torch.slots import recast
+from isostep.torch.slots import WatchedState, recast
 
 ITERATION, SKIPPED = "isostep_iteration", "isostep_skipped"
 
@@ -175,12 +175,12 @@ class FusedStep(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch.optim's state; also the optimizer's own step count where something needs it."""
         if self._extras.ema is None and self._extras.style.steps_per == "parameter":
-            return super().state_dict()
+            return _plain(super().state_dict())
         # Among the hyperparameters of each group: the place that every saver of states keeps.
         for group in self.param_groups:
             group |= {ITERATION: self._iteration, SKIPPED: self._skipped}
         try:
-            return super().state_dict()
+            return _plain(super().state_dict())
         finally:
             for group in self.param_groups:
                 del group[ITERATION], group[SKIPPED]
@@ -245,3 +245,13 @@ class FusedStep(torch.optim.Optimizer):
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
         return "" if self._binding is None else self._binding.source
+
+
+def _plain(saved: dict[str, Any]) -> dict[str, Any]:
+    """The state with its dicts as torch has them; hooks may have left anything else."""
+    state = saved.get("state")
+    if isinstance(state, dict):
+        for key, kept in state.items():
+            if isinstance(kept, WatchedState):
+                state[key] = dict(kept)
+    return saved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -37,6 +37,7 @@ class StateTensors:
         self._state, self._slots = state, {**slots, **EXTRA_SLOTS}
         self._params, self._engine = params, engine
         self._ours: list[tuple[torch.Tensor, str, torch.Tensor]] = []
+        self._edits = Edits()
         self._seen: list[Any] = []
 
     def __call__(
@@ -69,21 +70,77 @@ class StateTensors:
         self._ours.append((param, key, tensor))
 
     def watch(self) -> None:
-        """Remember the state as it is now."""
-        self._seen = list(self._now())
+        """Notice from now on what is done to the state."""
+        for param in {p for p, _, _ in self._ours}:
+            kept = self._state[param]
+            if not isinstance(kept, WatchedState):
+                self._state[param] = kept = WatchedState(kept)
+            kept.edits = self._edits
+        self._seen = [*self._state.values(), None]  # an end, which no state is
+        self._edits.any = False
 
     def replaced(self) -> bool:
         """Whether someone has put another tensor in the place of one of these."""
-        if all(map(operator.is_, self._seen, self._now())):
+        now = chain(self._state.values(), (None,))
+        if not self._edits.any and all(map(operator.is_, self._seen, now)):
             return False
         if any(self._state.get(p, {}).get(key) is not tensor for p, key, tensor in self._ours):
             return True
         self.watch()  # something of the user's own was added
         return False
 
-    def _now(self) -> Iterable[Any]:
-        """All tensors of the state, and an end, which no tensor is."""
-        return chain(chain.from_iterable(map(dict.values, self._state.values())), (None,))
+
+class Edits:
+    """Whether a dict that reports here has been edited."""
+
+    any = False
+
+
+class WatchedState(dict[str, Any]):
+    """The state of one parameter: a dict that says when it is edited, so that not every step has
+    to look through all of them. It is saved and copied as a plain dict."""
+
+    __slots__ = ("edits",)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(self),)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._edited()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._edited()
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def update(self, *given: Any, **named: Any) -> None:
+        super().update(*given, **named)
+        self._edited()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        self._edited()
+        return super().setdefault(key, default)
+
+    def pop(self, *given: Any) -> Any:
+        self._edited()
+        return super().pop(*given)
+
+    def popitem(self) -> Any:
+        self._edited()
+        return super().popitem()
+
+    def clear(self) -> None:
+        super().clear()
+        self._edited()
+
+    def _edited(self) -> None:
+        edits = getattr(self, "edits", None)
+        if edits is not None:
+            edits.any = True
 
 
 def _shape(leaf: Leaf, param: torch.Tensor, per: Domain) -> tuple[int, ...]:

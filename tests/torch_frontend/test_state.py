@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,6 +56,40 @@ def after(make: Any, name: str, steps: int, **arguments: Any) -> Any:
         give(params, make_grads(params, step))
         optimizer.step()
     return optimizer
+
+
+def _remade(state: dict[str, Any], fresh: dict[str, Any]) -> None:
+    state.clear()
+    for key, value in fresh.items():
+        state.setdefault(key, value)
+
+
+def _popped(state: dict[str, Any], fresh: dict[str, Any]) -> None:
+    for key in list(state):
+        state.pop(key)
+    state.update(fresh)
+
+
+def _popped_items(state: dict[str, Any], fresh: dict[str, Any]) -> None:
+    while state:
+        state.popitem()
+    state |= fresh
+
+
+def _deleted(state: dict[str, Any], fresh: dict[str, Any]) -> None:
+    del state["exp_avg"]
+    state["exp_avg"] = fresh["exp_avg"]
+
+
+DICT_EDITS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+    "setitem": lambda state, fresh: state.__setitem__("exp_avg", fresh["exp_avg"]),
+    "update": lambda state, fresh: state.update(fresh),
+    "ior": lambda state, fresh: state.__ior__(fresh) and None,
+    "clear, setdefault": _remade,
+    "pop": _popped,
+    "popitem": _popped_items,
+    "del": _deleted,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,6 +253,15 @@ class TestEditsByHand:
         twins = self.twins()
         for o, p in ((twins.a, twins.a_params[2]), (twins.b, twins.b_params[2])):
             o.state[p]["exp_avg"] = torch.linspace(0, 1, 24, dtype=p.dtype).reshape(6, 4).t()
+        twins.run(2)
+
+    @pytest.mark.parametrize("how", list(DICT_EDITS))
+    def test_a_slot_edited_in_every_way_of_dicts(self, how: str) -> None:
+        twins = self.twins()
+        for o, p in ((twins.a, twins.a_params[2]), (twins.b, twins.b_params[2])):
+            fresh = {**o.state[p], "exp_avg": torch.ones_like(p)}
+            DICT_EDITS[how](o.state[p], fresh)
+            assert set(o.state[p]) == set(fresh)
         twins.run(2)
 
     @pytest.mark.parametrize("in_place", [False, True])
