@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 import isostep
 from isostep.torch import AdamW
 
-from .twins import FULL, NAMES, Twins, assert_same_bits, bits, give, make_grads, make_params
+from .twins import FULL, NAMES, Twins, assert_same_bits, bits, give, make_grads, make_params, ours
 
 EDITS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.01, "momentum": 0.5, "dampening": 0.1, "weight_decay": 0.2, "maximize": True},
@@ -182,7 +183,44 @@ class TestGradientsThatComeAndGo:
         assert len(optimizer._binding.stepper._prepared) <= 9
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_accumulate_over_several_passes(name: str, set_to_none: bool) -> None:
+    """Nothing is stepped or cleared between two steps, whatever is added to gradients in place."""
+    twins = Twins(name, **FULL[name])
+    for step in range(4):
+        for params, optimizer in ((twins.a_params, twins.a), (twins.b_params, twins.b)):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            for part in range(3):
+                grads = make_grads(params, 3 * step + part)
+                sum((p * g).sum() for p, g in zip(params, grads, strict=True)).backward()
+            optimizer.step()
+        twins.compare()
+
+
 class TestParametersThatMove:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_cast_model_goes_on_as_one_made_so_would(self, name: str, dtype: torch.dtype) -> None:
+        """One that was made in the new dtype, and has loaded the state."""
+        params = make_params(torch.float32)
+        optimizer = ours(name)(params, **FULL[name])
+        for step in range(2):
+            give(params, make_grads(params, step))
+            optimizer.step()
+        optimizer.zero_grad()
+        for p in params:
+            p.data = p.data.to(dtype)  # what `model.to` does
+        fresh = [nn.Parameter(p.detach().clone()) for p in params]
+        other = ours(name)(fresh, **FULL[name])
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for step in range(2, 5):
+            for own, each in ((params, optimizer), (fresh, other)):
+                give(own, make_grads(own, step))
+                each.step()
+        assert_same_bits(bits(optimizer), bits(other))
+        assert {p.dtype for p in params} == {dtype}
+
     @pytest.mark.parametrize("name", NAMES)
     def test_memory_replaced_by_other_memory(self, name: str) -> None:
         twins = Twins(name, **FULL[name])
