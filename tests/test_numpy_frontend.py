@@ -736,3 +736,51 @@ def test_every_refusal_is_a_value_error() -> None:
 def test_an_optimizer_describes_itself() -> None:
     shown = repr(isostep.SGD([np.ones(2)], **SGD))
     assert shown.startswith("SGD(1 parameters, torch: lr=0.07")
+
+
+@pytest.mark.parametrize(
+    ("rule", "saved", "loaded", "options", "goes_on"),
+    [
+        ("SGD", "torch", "keras", {"momentum": 0.9}, False),
+        ("SGD", "torch", "paddle", {"momentum": 0.9}, True),
+        ("SGD", "torch", "keras", {}, True),
+        ("RMSprop", "keras", "torch", {"momentum": 0.9}, False),
+        ("RMSprop", "keras", "torch", {}, True),
+        ("Adam", "torch", "optax", {"amsgrad": True}, False),
+        ("Adam", "torch", "optax", {}, True),
+    ],
+)
+def test_a_state_goes_on_in_a_dialect_where_its_numbers_mean_the_same(
+    rule: str, saved: str, loaded: str, options: dict[str, Any], goes_on: bool
+) -> None:
+    params = {"w": np.ones((3, 4))}
+    first = isostep.Optimizer(rule, params, dialect=saved, lr=0.1, **options)
+    first.step({"w": np.ones((3, 4))})
+    second = isostep.Optimizer(rule, {"w": np.ones((3, 4))}, dialect=loaded, lr=0.1, **options)
+    if goes_on:
+        second.load_state_dict(first.state_dict())
+        assert second.iteration == 1
+    else:
+        before = second.state_dict()
+        with pytest.raises(StateError, match=f"dialect '{saved}'"):
+            second.load_state_dict(first.state_dict())
+        assert repr(second.state_dict()) == repr(before)
+
+
+def test_a_frameworks_own_names_win_over_options_of_the_same_name() -> None:
+    one, two = ({"w": np.ones(3)} for _ in range(2))
+    isostep.Optimizer("rmsprop", one, dialect="optax", lr=0.1, decay=0.5).step({"w": np.ones(3)})
+    isostep.Optimizer("RMSprop", two, dialect="optax", lr=0.1, alpha=0.5).step({"w": np.ones(3)})
+    assert np.array_equal(one["w"], two["w"])
+    with pytest.raises(HyperparameterError, match=r"decay=0\.5"):
+        isostep.Optimizer("RMSprop", two, dialect="torch", decay=0.5)
+
+
+def test_a_frameworks_second_class_is_found_by_its_name() -> None:
+    one, two = ({"w": np.ones(3)} for _ in range(2))
+    paddle = isostep.Optimizer("Momentum", one, dialect="paddle", use_nesterov=True)
+    torch = isostep.SGD(two, momentum=0.9, nesterov=True)
+    assert paddle.rule is torch.rule
+    for optimizer in (paddle, torch):
+        optimizer.step({"w": np.ones(3)})
+    assert np.allclose(one["w"], two["w"], rtol=1e-7)

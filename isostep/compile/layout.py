@@ -24,6 +24,8 @@ SUM_BLOCK = 512  # elements summed in the dtype of the arithmetic before float64
 LANES = 64
 SHORT_MATRIX = 64  # elements of a matrix up to which the lanes layout keeps it on the stack
 COLUMN_PARTS = 64  # chunks of all tensors together that sums per column are split into
+SPARE_SUMS = 1 << 16  # sums per column that cutting matrices may cost, whatever their size,
+SPARE_PART = 2000  # and one for so many elements more
 
 # Words of one chunk in the table that a kernel reads.
 FLAT_CHUNK = ("tensor", "start", "length")
@@ -60,11 +62,15 @@ def rows_chunks(shapes: list[Shape3], sums: int) -> tuple[Table, Table, int]:
     `sums` is how many sums per column a pass takes at most.
 
     A matrix is cut into few chunks, since each keeps a float64 sum per column: `CHUNK` elements or
-    a `COLUMN_PARTS`-th of all elements, whichever is more. The cut does not depend on the number
-    of threads, and so neither do the bits of the result.
+    a `COLUMN_PARTS`-th of all elements, whichever is more; larger ones where wide matrices would
+    take more memory than the spare. The cut does not depend on the number of threads, and so
+    neither do the bits of the result.
     """
     total = sum(batch * rows * columns for batch, rows, columns in shapes)
-    target = max(CHUNK, total // COLUMN_PARTS)
+    # Chunks of one element would need this many sums, and larger ones so many times less.
+    finest = sums * sum(batch * rows * columns**2 for batch, rows, columns in shapes)
+    spare = SPARE_SUMS + total // SPARE_PART
+    target = max(CHUNK, total // COLUMN_PARTS, finest // spare)
     chunks: list[tuple[int, ...]] = []
     tasks: list[tuple[int, ...]] = []
     offset = 0

@@ -110,6 +110,11 @@ def _load(code: bytes) -> Any:
 
 def _compile(source: str, entries: dict[str, str]) -> bytes:
     numba: Any = importlib.import_module("numba")
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT is set, and isostep's kernels are compiled by Numba: unset it, or "
+            'use engine="array"'
+        )
     word = numba.types.int64
     filename = f"<isostep {cache.key(source)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)

@@ -37,7 +37,8 @@ class Optimizer:
     """Steps NumPy arrays in place by one rule.
 
     Args:
-        rule: a rule or its name (`"AdamW"`, or one of your own that was registered).
+        rule: a rule, its name (`"AdamW"`, or one of your own that was registered), or the name of
+            the framework's class (`"Momentum"` of Paddle).
         params: arrays in (nested) dicts and lists; their names are the dotted paths. float64,
             float32, float16 or bfloat16 (ml_dtypes), of any shape and strides, in any mixture.
         dialect: whose defaults, formulas and argument names: `"torch"`, `"keras"`, `"tf_keras"`,
@@ -48,7 +49,7 @@ class Optimizer:
         ema: an `EMA`, or its momentum; see `averaged_params`.
         maximize: ascend instead of descend.
         decay: `"coupled"` adds weight decay to the gradient, `"decoupled"` shrinks the parameter;
-            None is the dialect's way.
+            None is the dialect's way. (A number is `optax.rmsprop`'s hyperparameter of this name.)
         nonfinite: what an infinite or NaN gradient does: `"propagate"`, `"skip"` or `"raise"`.
         master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
         state_dtype: dtype of the element-wise slots, one for all or a dict by slot name.
@@ -74,7 +75,7 @@ class Optimizer:
         clip: Clip | None = None,
         ema: EMA | float | None = None,
         maximize: bool = False,
-        decay: Literal["coupled", "decoupled"] | None = None,
+        decay: Any = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         master_weights: bool = False,
         state_dtype: str | dict[str, str] | None = None,
@@ -82,9 +83,11 @@ class Optimizer:
         engine: Engine = "native",
         **hyperparameters: Any,
     ) -> None:
-        self.rule = rules.get(rule)
         self._dialect = dialects.get(dialect)
-        self._spelling = self._dialect.spelling(self.rule)
+        self._spelling = self._dialect.spelling(rule)
+        self.rule = rule if isinstance(rule, Rule) else rules.get(self._spelling.rule)
+        if decay is not None and not isinstance(decay, str) and "decay" in self._spelling.arguments:
+            hyperparameters["decay"], decay = decay, None  # optax.rmsprop has one of this name
         arrays = checked_params(flatten(params))
         _one_of("decay", decay, ("coupled", "decoupled", None))
         _one_of("nonfinite", nonfinite, NONFINITE)
@@ -100,7 +103,7 @@ class Optimizer:
             clip=clip,
             ema=ema,
             maximize=maximize,
-            decay=decay,
+            decay=cast(Any, decay),
             nonfinite=nonfinite,
             unscale=True,
             master_weights=master_weights,
@@ -364,7 +367,22 @@ class Optimizer:
             )
         for name in self._names:
             self._check_entry(name, entries[name])
+        self._check_meaning(state)
         return entries
+
+    def _check_meaning(self, state: Mapping[str, Any]) -> None:
+        """Refuse slots whose numbers mean something else here than where they were saved."""
+        for slot in self.rule.slots:
+            kept = any(slot.name in self._stepper.kept(leaf) for leaf in self._stepper.leaves)
+            for name in slot.meant_by if kept else ():
+                here = {g.values[name] for g in self._stepper.groups}
+                there = {values[name] for values in state["groups"].values()}
+                if here != there:
+                    raise StateError(
+                        f"{slot.name} was saved under {name}={sorted(there)} (dialect "
+                        f"{state.get('dialect')!r}), and would be read under {name}={sorted(here)} "
+                        f"(dialect {self._dialect.name!r}): load it in the dialect it was saved in"
+                    )
 
     def _check_entry(self, name: str, entry: Mapping[str, Any]) -> None:
         live, saved = self.slots(name), entry["slots"]

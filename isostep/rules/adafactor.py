@@ -27,6 +27,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from isostep.rules.average import toward
 from isostep.rules.base import (
     WEIGHT_DECAY,
     Hyperparameter,
@@ -79,12 +80,12 @@ def update(
 ) -> tuple[Any, dict[str, Any]]:
     square = g * g + c.eps_added
     if o.factored:
-        row = _toward(xp.mean(square, per="row"), slots["row"], c.one_minus_beta2)
-        column = _toward(xp.mean(square, per="column"), slots["column"], c.one_minus_beta2)
+        row = toward(xp, slots["row"], xp.mean(square, per="row"), c.one_minus_beta2)
+        column = toward(xp, slots["column"], xp.mean(square, per="column"), c.one_minus_beta2)
         new = {"row": row, "column": column}
         v = row / xp.maximum(xp.mean(row, per="matrix"), c.mean_floor) * column
     else:
-        v = _toward(square, slots["exp_avg_sq"], c.one_minus_beta2)
+        v = toward(xp, slots["exp_avg_sq"], square, c.one_minus_beta2)
         new = {"exp_avg_sq": v}
     u = g / xp.sqrt(xp.maximum(v, c.second_moment_floor))
 
@@ -96,13 +97,9 @@ def update(
         scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
     step = scale * u
     if o.momentum:
-        step = _toward(step, slots["exp_avg"], c.one_minus_momentum)
+        step = toward(xp, slots["exp_avg"], step, c.one_minus_momentum)
         new["exp_avg"] = step
     return -step, new
-
-
-def _toward(value: Any, average: Any, weight: Any) -> Any:
-    return average + weight * (value - average)
 
 
 ADAFACTOR = Rule(

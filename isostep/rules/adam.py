@@ -100,7 +100,12 @@ ADAM = Rule(
     slots=(
         Slot("exp_avg", "moving average of gradients"),
         Slot("exp_avg_sq", "moving average of squared gradients"),
-        Slot("max_exp_avg_sq", "largest second moment so far", when=lambda o: o.amsgrad),
+        Slot(
+            "max_exp_avg_sq",
+            "largest second moment so far",
+            when=lambda o: o.amsgrad,
+            meant_by=("max_of_corrected",),
+        ),
     ),
     coefficients=coefficients,
     update=update,

@@ -140,6 +140,8 @@ class Slot:
         per: its shape: one value per `"element"` of the parameter, per `"row"` or per `"column"`.
         initial: the first value: a number, or the name of the hyperparameter that holds it.
         when: whether it exists, given the rule's switches.
+        meant_by: the hyperparameters that decide what its numbers mean; a state saved under other
+            values of them cannot go on.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Slot:
     per: Domain = "element"
     initial: float | str = 0.0
     when: Callable[[SimpleNamespace], bool] = field(default=lambda o: True, repr=False)
+    meant_by: tuple[str, ...] = ()
 
 
 def _no_switches(h: SimpleNamespace) -> dict[str, Any]:

@@ -78,7 +78,12 @@ RMSPROP = Rule(
     slots=(
         Slot("square_avg", "moving average of squared gradients", initial="initial_scale"),
         Slot("grad_avg", "moving average of gradients", when=lambda o: o.centered),
-        Slot("momentum_buffer", "decaying sum of directions", when=lambda o: o.momentum),
+        Slot(
+            "momentum_buffer",
+            "decaying sum of directions",
+            when=lambda o: o.momentum,
+            meant_by=("buffer",),
+        ),
     ),
     coefficients=coefficients,
     update=update,

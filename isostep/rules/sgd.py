@@ -49,7 +49,14 @@ SGD = Rule(
         WEIGHT_DECAY,
         BUFFER,
     ),
-    slots=(Slot("momentum_buffer", "decaying sum of gradients", when=lambda o: o.momentum),),
+    slots=(
+        Slot(
+            "momentum_buffer",
+            "decaying sum of gradients",
+            when=lambda o: o.momentum,
+            meant_by=("buffer",),
+        ),
+    ),
     coefficients=coefficients,
     update=update,
     switches=switches,
