@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.timing import PAUSE, WARM_UP, Budget, Contestant
+from benchmarks.timing import PAUSE, WARM_UP, Budget, Contestant, wake
 from isostep.engines import threads
 
 
@@ -38,7 +38,7 @@ def measure(contestant: Contestant, budget: Budget) -> dict[str, Any]:
     end = time.perf_counter() + budget.seconds
     while len(whole) < budget.least or (len(whole) < budget.most and time.perf_counter() < end):
         time.sleep(PAUSE)
-        contestant.step()
+        wake(contestant)
         with _counted() as seconds:
             start = time.perf_counter()
             contestant.step()

@@ -30,7 +30,7 @@ def write(path: Path, results: Results) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = {m: {c: _best(results, m, c) for c in results.cases} for m in results.models}
+    found = {m: {c: results.best(m, c) for c in results.cases} for m in results.models}
     found = {model: speeds for model, speeds in found.items() if any(speeds.values())}
     ratios = [
         s.ratio for speeds in found.values() for best in speeds.values() for s in best.values()
@@ -59,17 +59,6 @@ def _frame(figure: Figure, families: Sequence[str], threads: int) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK
     )
-
-
-def _best(results: Results, model: str, case: str) -> dict[str, Speed]:
-    """The fastest of each family: for Keras, of its backends by the time of their step."""
-    found: dict[str, Speed] = {}
-    for peer in results.peers:
-        family = peer.partition("-")[0]
-        speed = results.speed(model, case, peer)
-        if speed and (family not in found or speed.peer_ms < found[family].peer_ms):
-            found[family] = speed
-    return found
 
 
 def _panel(

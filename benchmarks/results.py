@@ -85,6 +85,17 @@ class Results:
                 return Speed(best, own_ms, peer_ms, ratio["of_medians"], ratio["paired"])
         return None
 
+    def best(self, model: str, case: str) -> dict[str, Speed]:
+        """isostep against the fastest of each family; of Keras' backends, the one whose step takes
+        least."""
+        found: dict[str, Speed] = {}
+        for peer in self.peers:
+            family = peer.partition("-")[0]
+            speed = self.speed(model, case, peer)
+            if speed and (family not in found or speed.peer_ms < found[family].peer_ms):
+                found[family] = speed
+        return found
+
     def own_ms(self, model: str, case: str) -> float | None:
         """The median step of isostep, from the first process that measured it."""
         found = self.find("peers", model, case) + self.find(LIMIT, model, case)
@@ -120,6 +131,13 @@ class Results:
             if "error" in r
         ]
         return [*self.errors, *cells]
+
+    @classmethod
+    def read(cls, document: Record) -> Results:
+        """What `to_dict` made a document of."""
+        names = ("models", "cases", "peers", "threads", "huge_pages", "versions", "startup")
+        given = {name: document[name] for name in names}
+        return cls(records=document["cells"], load=document["load_before_and_after"], **given)
 
     def to_dict(self) -> Record:
         """For JSON."""

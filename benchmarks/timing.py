@@ -1,7 +1,8 @@
 """Interleaved timing: contestants step in turns, so that what the machine does hits all alike.
 
-A turn is a pause, in which the spinning threads of the contestant before go to sleep; one step that
-is not timed if steps are short, which wakes this contestant's own threads; and one step that is.
+A turn is a pause, in which the spinning threads of the contestant before go to sleep; steps that are
+not timed, for some milliseconds, since a processor that has slept is slow at first, and no training
+loop sleeps before a step; and one step that is timed.
 Every other round runs in the opposite order. Medians are taken over rounds, and so are ratios
 between two contestants of one round.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 PAUSE = 0.010
-SHORT_STEP = 0.020
+AWAKE = 0.010
 WARM_UP = 3
 
 
@@ -82,10 +83,18 @@ def interleave(contestants: Sequence[Contestant], budget: Budget) -> None:
             contestant.rounds.append(number)
 
 
+def wake(contestant: Contestant) -> None:
+    """Step for a while; not at all if one step is known to take longer."""
+    end = time.perf_counter() + AWAKE
+    if contestant.seconds and contestant.seconds[-1] > 2 * AWAKE:
+        return
+    while time.perf_counter() < end:
+        contestant.step()
+
+
 def _turn(contestant: Contestant) -> float:
     time.sleep(PAUSE)
-    if not contestant.seconds or contestant.seconds[-1] < SHORT_STEP:
-        contestant.step()
+    wake(contestant)
     start = time.perf_counter()
     contestant.step()
     return time.perf_counter() - start

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import copy_limit, models, own, picture, program, tables, targets, timing, worker
+from benchmarks import (
+    copy_limit,
+    models,
+    own,
+    picture,
+    program,
+    readme,
+    tables,
+    targets,
+    timing,
+    worker,
+)
 from benchmarks.cases import CASES
 from benchmarks.results import Results
 from benchmarks.timing import Budget, Contestant
@@ -80,9 +91,13 @@ def test_a_peer_is_measured_shown_and_drawn(tmp_path: Path) -> None:
     cases = ["RMSprop", "clip+AdamW+EMA"]
     results = results_of("peers", ["torch"], cases)
     for case in cases:
-        speed = results.speed("mini", case, "torch")
-        assert speed is not None
-        assert speed.ratio == pytest.approx(speed.peer_ms / speed.own_ms)
+        for own_name in ("isostep", "isostep.torch"):
+            speed = results.speed("mini", case, "torch", own_name)
+            assert speed is not None
+            assert speed.ratio == pytest.approx(speed.peer_ms / speed.own_ms)
+    assert Results.read(results.to_dict()).best("mini", "RMSprop") == results.best(
+        "mini", "RMSprop"
+    )
     verdicts = targets.verdicts(results)
     assert {v.met for v in verdicts} == {None}  # all targets are about larger models
     console = Console(record=True, width=120)
@@ -101,9 +116,21 @@ def test_a_refused_cell_is_reported_and_the_next_goes_on(monkeypatch: pytest.Mon
     assert records[-1]["error"] == "ValueError: no memory"
 
 
+def test_a_training_loop_is_measured_in_its_two_parts() -> None:
+    pytest.importorskip("torch")
+    [_, record] = worker.run(worker.Task(worker.TRAINING, ["torch"], ["m"], ["AdamW"], LEAST, 1))
+    assert set(record["training"]) > {"isostep.torch", "torch fused"}
+    assert all(part > 0 for parts in record["training"].values() for part in parts.values())
+
+
 def test_every_cell_of_a_full_run_is_planned_once() -> None:
     peers = ["torch", "optax", "paddle"]
     todo = program.tasks(list(models.DEFAULT), list(CASES), peers, 2)
     cells = [(t.kind, tuple(t.peers), *cell) for t in todo for cell in t.cells]
     assert len(cells) == len(set(cells))
     assert {p for t in todo if t.kind == "peers" for p in t.peers} == set(peers)
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    text = readme.README.read_text()
+    assert readme.with_table(text, Results.read(json.loads(readme.RESULTS.read_text()))) == text
