@@ -1,8 +1,8 @@
 """Interleaved timing: contestants step in turns, so that what the machine does hits all alike.
 
-A turn is a pause, in which the spinning threads of the contestant before go to sleep; steps that are
-not timed, for some milliseconds, since a processor that has slept is slow at first, and no training
-loop sleeps before a step; and one step that is timed.
+A turn is a pause, in which the spinning threads of the contestant before go to sleep; steps that
+are not timed, for some milliseconds, since a processor that has slept is slow at first, and no
+training loop sleeps before a step; and one step that is timed.
 Every other round runs in the opposite order. Medians are taken over rounds, and so are ratios
 between two contestants of one round.
 """

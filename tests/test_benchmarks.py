@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_contestants_take_turns_in_alternating_order_and_the_hopeless_leave() ->
 
     three = [contestant("a", "own", 1), contestant("b", "x", 1), contestant("c", "x", 60)]
     timing.interleave(three, Budget(seconds=0.0, least=4, most=4, drop=3.0))
-    assert list(dict.fromkeys(turns[:6])) == ["a", "b", "c"]
+    assert [turn for turn, _ in itertools.groupby(turns)][:5] == ["a", "b", "c", "b", "a"]
     assert [len(c.seconds) for c in three] == [4, 4, 2]
     assert timing.paired_ratio(three[0], three[0]) == 1.0
 

@@ -35,6 +35,18 @@ float16_at = _pointer(types.uint16)
 bfloat16_at = _pointer(types.uint16)
 
 
+@intrinsic
+def call_at(typingctx, function, argument):
+    """Call the C function at an address with one pointer; what it returns is a pointer too."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        pointer = ir.FunctionType(word, [word]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], pointer), [args[1]])
+
+    return types.int64(types.int64, types.int64), codegen
+
+
 def _stack(element, bits_type):
     @intrinsic
     def stack(typingctx, length):

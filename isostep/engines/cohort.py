@@ -172,12 +172,13 @@ def _combine(values: list[_Values], number: int) -> None:
     """Sums over all tensors: the n-th such sum of every cohort is one and the same."""
     for same in zip(*(v.step_sums(number) for v in values), strict=True):
         terms = [v.known[n.args[0].index] for v, n in zip(values, same, strict=True)]
-        total = _exact_sum(np.concatenate(terms))
+        total = _exact_sum([x for term in terms for x in term.tolist()])
         for value, node in zip(values, same, strict=True):
             value.known[node.index] = total
 
 
-def _exact_sum(terms: Floats) -> float:
-    if np.isfinite(terms).all():
+def _exact_sum(terms: list[float]) -> float:
+    try:
         return math.fsum(terms)
-    return float(terms.sum())  # fsum refuses infinities of both signs
+    except (ValueError, OverflowError):  # infinities of both signs, and sums beyond the largest
+        return float(np.sum(terms))

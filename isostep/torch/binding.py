@@ -22,6 +22,7 @@ from isostep.plan import Plan
 from isostep.report import Report
 from isostep.rules import Rule
 from isostep.stepper import Engine, Options, Stepper
+from isostep.torch.addresses import addresses
 from isostep.torch.gradients import Gradients
 from isostep.torch.hyper import Hyperparameters
 from isostep.torch.lazy import RowRunners
@@ -31,8 +32,6 @@ from isostep.torch.options import Extras
 from isostep.torch.overlap import layers
 from isostep.torch.slots import StateTensors, StepCounts, unkept
 from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, stand_in
-
-_data_ptr = torch.Tensor.data_ptr
 
 
 class Binding:
@@ -79,7 +78,7 @@ class Binding:
         # The leaves of the stepper: parameters in the order in which they got a gradient.
         self._places: list[int] = []
         self._here: list[torch.Tensor] = []
-        self._where = _addresses([])
+        self._where = addresses([])
         self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
         if dry:
             self._take(list(range(len(self._params))), dry=True)
@@ -127,7 +126,7 @@ class Binding:
         return (
             groups is not self.groups
             or state is not self.state
-            or not np.array_equal(_addresses(self._here), self._where)
+            or not np.array_equal(addresses(self._here), self._where)
             or _differentiable(groups) != self._differentiable
             or self._counts.edited()
             or self._kept.replaced()
@@ -214,7 +213,7 @@ class Binding:
                 self._masters.add(param, self.state[param])
         self._places += places
         self._here = [self._params[k] for k in self._places]
-        self._where = _addresses(self._here)
+        self._where = addresses(self._here)
         self._grads.laid_out(self._here)
         if native:
             layers(self.stepper.leaves)
@@ -245,10 +244,6 @@ class Binding:
     def plan(self) -> Plan:
         """What a step in which all parameters have gradients would do."""
         return self.stepper.plan(tuple(DTYPE_NAMES[p.dtype] for p in self._here))
-
-
-def _addresses(tensors: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.fromiter(map(_data_ptr, tensors), np.int64, len(tensors))
 
 
 def _names(groups: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from isostep.errors import GradientError
 from isostep.stepper import Engine, Stepper
+from isostep.torch.addresses import addresses
 from isostep.torch.lazy import densified
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
 
@@ -21,7 +22,6 @@ except ImportError:
 _MANY = 8
 _numel = torch.Tensor.numel
 _is_contiguous = torch.Tensor.is_contiguous
-_data_ptr = torch.Tensor.data_ptr
 
 
 class Gradients:
@@ -77,14 +77,14 @@ class Gradients:
         if self._guard is not None and self._guard.check(*grads):
             self.tensors = grads
             if native:
-                self.addresses = np.fromiter(map(_data_ptr, grads), np.int64, len(grads))
+                self.addresses = addresses(grads)
             return self._dtype_names
         self._guard = None
         if self._usual and self._as_parameters(grads):
             self.tensors = grads
             self._guard = guard_of(grads)
             if native:
-                self.addresses = np.fromiter(map(_data_ptr, grads), np.int64, len(grads))
+                self.addresses = addresses(grads)
         else:
             self.tensors = [
                 None if g is None else self._dense(k, g, weight_decay) for k, g in enumerate(grads)
@@ -161,4 +161,4 @@ def guard_of(tensors: list[Any]) -> Any:
 def _address(g: Any) -> int:
     if g is None:
         return 0
-    return _data_ptr(g) if isinstance(g, torch.Tensor) else g.ctypes.data
+    return g.data_ptr() if isinstance(g, torch.Tensor) else g.ctypes.data

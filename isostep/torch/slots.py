@@ -222,7 +222,7 @@ class StepCounts:
     ) -> None:
         self._state, self._keeps_step, self._own = state, keeps_step, own
         self._slots = tuple(slots.values())
-        self._blocks: list[tuple[torch.Tensor, slice, int]] = []
+        self._blocks: list[tuple[torch.Tensor, np.ndarray[Any, Any], slice, int]] = []
         self._length = 0
 
     def read(self, param: torch.Tensor) -> int:
@@ -246,16 +246,16 @@ class StepCounts:
             for k, param in enumerate(params):
                 self._state[param]["step"] = own = block[k]
                 self._own(param, "step", own)
-            self._blocks.append((block, here, block._version))
+            self._blocks.append((block, block.numpy(), here, block._version))
 
     def write(self, steps: np.ndarray[Any, Any]) -> None:
         """Bring the tensors up to date."""
-        for block, here, _ in self._blocks:
-            block.numpy()[...] = steps[here]  # which autograd does not count as an edit
+        for _, view, here, _ in self._blocks:
+            view[...] = steps[here]  # which autograd does not count as an edit
 
     def edited(self) -> bool:
         """Whether someone has written to a `step`."""
-        return any(block._version != version for block, _, version in self._blocks)
+        return any(block._version != version for block, _, _, version in self._blocks)
 
 
 def unkept(

@@ -60,7 +60,7 @@ def forget_the_peak() -> None:
 def main(recipe: str) -> None:
     """Print bytes of parameters, gradients and state, and what was used beyond them."""
     name, extras = recipe.split(",")[0], RECIPES[recipe]
-    small = ours(name)(make([(64, 32), (32,)]), **extras)
+    small = ours(name)(make([(64, 32), (32,)] * 8), **extras)
     for _ in range(3):
         small.step()  # loads the compiler and the kernels, which are no part of a step's memory
     params = make(SHAPES)
