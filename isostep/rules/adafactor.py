@@ -87,13 +87,15 @@ def update(
     else:
         v = toward(xp, slots["exp_avg_sq"], square, c.one_minus_beta2)
         new = {"exp_avg_sq": v}
-    u = g / xp.sqrt(xp.maximum(v, c.second_moment_floor))
+    v = xp.maximum(v, c.second_moment_floor)
+    u = g / xp.sqrt(v)
 
     scale = c.step_size
     if o.parameter_scale:
         scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(p * p, per="tensor")))
     if o.update_clip:
-        rms = xp.sqrt(xp.mean(u * u, per="tensor"))
+        # The square of u, without a root for each element.
+        rms = xp.sqrt(xp.mean(g * g / v, per="tensor"))
         scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
     step = scale * u
     if o.momentum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,10 +65,23 @@ def new_tensor(
     """A dense tensor whose memory runs along the axes in `order`; complex if `like` is."""
     if like.is_complex():
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-    dense = torch.empty([shape[axis] for axis in order], dtype=dtype, device=like.device)
+    dense = _empty([shape[axis] for axis in order], dtype, like.device)
     # A complex slot that starts at a number starts there in both its parts, as torch's do.
     real(dense).fill_(fill)
     return dense.permute([list(order).index(axis) for axis in range(len(shape))])
+
+
+_HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A dense tensor of any content. Large ones on the CPU lie in memory that NumPy allocates: on
+    Linux it asks for huge pages, which torch does not, and a step over memory is faster in them."""
+    count = math.prod(shape)
+    if device.type != "cpu" or dtype.is_complex or count * dtype.itemsize < _HUGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    words = np.empty(count * dtype.itemsize // 2, dtype=np.uint16)
+    return torch.from_numpy(words).view(dtype).view(shape)
 
 
 REAL_RULES = ("Adafactor",)
