@@ -36,25 +36,27 @@ ROOT = Path(__file__).parents[2]
 Reference = dict[tuple[str, ...], Array]
 
 
-def reference(framework: str, path: Path, **environment: str) -> Reference:
+def reference(framework: str, path: Path, *classes: str, **environment: str) -> Reference:
     """What the real framework computes, in a process of its own.
 
     Args:
         framework: whose `*_reference` module runs.
         path: a file to keep the arrays in; where several processes test, the first makes it.
+        *classes: a module whose classes stand in the place of the framework's.
         **environment: variables of the framework's process.
     """
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             unfinished = path.with_suffix(".unfinished.npz")
-            _run_framework(framework, unfinished, environment)
+            _run_framework(framework, [str(unfinished), *classes], environment)
             unfinished.rename(path)
     return load(path)
 
 
-def _run_framework(framework: str, path: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.parity.{framework}_reference", path]
+def _run_framework(framework: str, arguments: list[str], environment: dict[str, str]) -> None:
+    module = f"tests.parity.{framework}_reference"
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         command,

@@ -1,14 +1,18 @@
 """Runs `keras_cases` through Keras 3: `python -m tests.parity.keras_reference FILE`.
 
+With `isostep.keras` as a second argument its classes stand in the place of Keras' own.
+
 `KERAS_BACKEND` chooses the backend. TensorFlow's, which alone keeps to float64 throughout, runs all
 cases; the others run those that go through every rule, clip and average once.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -21,13 +25,13 @@ from .keras_cases import CASES, EVERYWHERE
 class KerasRunner:
     """Keras as each backend's own trainer calls it: compiled where that is the custom."""
 
-    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
+    def __init__(
+        self, case: Case, parameters: dict[str, Array], dtype: str, classes: Any = keras.optimizers
+    ) -> None:
         keras.config.set_floatx(dtype)
         self.variables = {n: keras.Variable(a, dtype=dtype, name=n) for n, a in parameters.items()}
         self.dtype = dtype
-        self.optimizer = getattr(keras.optimizers, case.framework_class)(
-            **case.arguments, **options(case)
-        )
+        self.optimizer = getattr(classes, case.framework_class)(**case.arguments, **options(case))
         self.optimizer.build(list(self.variables.values()))
         self.apply = {"tensorflow": self._in_graph, "jax": self._stateless}.get(
             keras.backend.backend(), self._eager
@@ -132,5 +136,10 @@ def _average() -> Array:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # about variables without gradients
-    cases = CASES if keras.backend.backend() == "tensorflow" else EVERYWHERE
-    record(sys.argv[1], cases, KerasRunner, probes)
+    if sys.argv[2:]:
+        module = importlib.import_module(sys.argv[2])
+        make = partial(KerasRunner, classes=module)
+        record(sys.argv[1], CASES, make, dtypes=["float64"])
+    else:
+        cases = CASES if keras.backend.backend() == "tensorflow" else EVERYWHERE
+        record(sys.argv[1], cases, KerasRunner, probes)

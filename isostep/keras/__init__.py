@@ -1,0 +1,14 @@
+"""isostep for Keras 3: the classes of keras.optimizers, with one fused step.
+
+    from isostep.keras import AdamW  # instead of: from keras.optimizers import AdamW
+
+Signatures, defaults, variables, configuration and saving are Keras' own. On the torch backend a
+step runs isostep's kernels on the variables themselves; on JAX and TensorFlow it is array code that
+is compiled into the training step.
+"""
+
+from __future__ import annotations
+
+from isostep.keras.drop_in import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, RMSprop
+
+__all__ = ["SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "RMSprop"]

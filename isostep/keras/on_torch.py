@@ -1,0 +1,98 @@
+"""`apply` on Keras' torch backend: the native engine on the tensors of the variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.graph import increment_version
+
+from isostep.engines.cohort import Runner
+from isostep.engines.leaf import Leaf
+from isostep.engines.native import NativeRunner
+from isostep.errors import GradientError
+from isostep.keras.traced import TracedApply
+from isostep.stepper import Stepper
+from isostep.torch.addresses import addresses
+from isostep.torch.tensors import DTYPE_NAMES, numpy_view
+
+
+class NativeApply(TracedApply):
+    """Steps the variables of one optimizer by kernels; tensors on other devices by array code."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer)
+        self._native: Stepper | None = None
+        self._tensors: list[torch.Tensor] = []
+        self._where = addresses([])
+        self._grads = addresses([])
+
+    @property
+    def ran(self) -> list[str]:
+        """What ran in the last step, one entry for each kernel."""
+        if self._native is None:
+            return super().ran
+        last = self._native.last
+        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in last]
+
+    def apply(self, grads: list[Any], variables: list[Any]) -> None:
+        """One step of `variables`; those without gradient are not among them."""
+        on_cpu = all(v.value.device.type == "cpu" for v in variables)
+        with torch.no_grad():
+            if not on_cpu or self._accumulates:
+                super().apply(grads, variables)
+            else:
+                self._apply(grads, variables)
+
+    def _apply(self, grads: list[torch.Tensor], variables: list[Any]) -> None:
+        made = self._fresh()
+        optimizer = self._optimizer
+        rate = float(optimizer.learning_rate)
+        for group, follows in zip(made.groups, self._follows, strict=True):
+            if follows:
+                group.values["lr"] = rate
+        made.iteration = int(optimizer.iterations)
+        given: list[Any] = [None] * len(made.leaves)
+        for gradient, variable in zip(grads, variables, strict=True):
+            index = self._index(variable)
+            given[index] = self._checked(gradient, variable)
+        dtypes = tuple(None if g is None else DTYPE_NAMES.get(g.dtype, "") for g in given)
+        held = [g for g in given if g is not None]
+        self._grads = np.zeros(len(given), dtype=np.int64)
+        self._grads[[g is not None for g in given]] = addresses(held)
+        made.step(dtypes, self._bind)
+        increment_version(self._tensors)
+
+    def _bind(self, runner: Runner) -> None:
+        assert isinstance(runner, NativeRunner)
+        runner.refresh("grad", self._grads[runner.cohort.members])
+
+    def _checked(self, gradient: torch.Tensor, variable: Any) -> torch.Tensor:
+        if gradient.shape != variable.value.shape or gradient.dtype not in DTYPE_NAMES:
+            raise GradientError(
+                f"the gradient of {variable.path!r} has shape {tuple(gradient.shape)} and "
+                f"{gradient.dtype}, and the variable {tuple(variable.shape)} and {variable.dtype}; "
+                f"nothing was changed"
+            )
+        return gradient.detach().contiguous()
+
+    def _fresh(self) -> Stepper:
+        """The stepper, made again if a variable lies elsewhere than before."""
+        if self._native is None or not np.array_equal(addresses(self._tensors), self._where):
+            self._tensors = []
+            optimizer = self._optimizer
+            averaged = bool(optimizer.use_ema)
+            made: Stepper = optimizer.stepper("native", averaged, self._view, self._allocate)
+            self._follows = [g.values["lr"] is None for g in made.groups]
+            self._native, self._where = made, addresses(self._tensors)
+        return self._native
+
+    def _view(self, variable: Any) -> np.ndarray[Any, Any]:
+        self._tensors.append(variable.value)
+        return numpy_view(variable.value)
+
+    def _allocate(self, leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
+        tensor = self._kept(leaf, name).value
+        self._tensors.append(tensor)
+        return numpy_view(tensor).reshape(-1)

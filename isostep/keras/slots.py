@@ -1,0 +1,22 @@
+"""Where Keras' optimizers keep their variables: the attribute of each slot."""
+
+from __future__ import annotations
+
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    "SGD": {"momentum_buffer": "momentums"},
+    "Adagrad": {"sum": "_accumulators"},
+    "RMSprop": {
+        "square_avg": "_velocities",
+        "momentum_buffer": "_momentums",
+        "grad_avg": "_average_gradients",
+    },
+    "Adadelta": {"square_avg": "_accumulated_grads", "acc_delta": "_accumulated_delta_vars"},
+    "Adam": {
+        "exp_avg": "_momentums",
+        "exp_avg_sq": "_velocities",
+        "max_exp_avg_sq": "_velocity_hats",
+    },
+    "Adafactor": {"row": "_r", "column": "_c", "exp_avg_sq": "_v"},
+}
+ATTRIBUTES["AdamW"] = ATTRIBUTES["Adam"]
+"""By rule and slot: the list that Keras' `build` makes, one variable for each of the model's."""

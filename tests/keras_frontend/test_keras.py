@@ -1,0 +1,84 @@
+"""isostep.keras on each backend: what parity over steps does not show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import subprocesses
+
+BACKENDS = ("torch", "jax", "tensorflow")
+# Where Keras itself computes in float32 whatever the dtype: means and norms on these backends.
+ROUNDED = {
+    "torch": ("Adafactor", "accumulated", "Adam averaged"),
+    "jax": ("Adafactor",),
+    "tensorflow": (),
+}
+
+
+def look(name: str, backend: str, **environment: str) -> Any:
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    source = f"""
+import runpy, sys, warnings
+sys.argv = ["worker", {name!r}]
+warnings.simplefilter("ignore")
+runpy.run_module("tests.keras_frontend.worker", run_name="__main__")
+"""
+    return subprocesses.run(source, KERAS_BACKEND=backend, **{**quiet, **environment})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_options_of_keras_act_as_in_keras(backend: str) -> None:
+    found = look("options", backend, JAX_ENABLE_X64="1")
+    assert len(found) == 21
+    for case, apart in found.items():
+        rounded = any(word in case for word in ROUNDED[backend])
+        assert apart < (1e-6 if rounded else 1e-12), case
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_saved_model_goes_on(backend: str) -> None:
+    found = look("saving", backend)
+    assert len(found) == 7
+    for rule, (module, apart, same_config) in found.items():
+        assert (rule, module, apart, same_config) == (rule, "isostep.keras", 0.0, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_and_skipped_steps(backend: str) -> None:
+    found = look("groups", backend, JAX_ENABLE_X64="1")
+    assert found == {"apart": pytest.approx(0, abs=1e-12), "skipped": True, "config": True}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_state_is_no_larger_than_the_rule_needs_and_the_kernel_ran(backend: str) -> None:
+    ran = {
+        "SGD": ["native flat float32"],
+        "AdamW": ["native flat float32"],
+        "Adafactor": ["native rows float32"],
+    }
+    numbers = {"SGD": 0, "AdamW": 2 * 64 * 32, "Adafactor": 64 + 32}
+    for rule, (kept, planned, what_ran) in look("state", backend).items():
+        assert (kept, planned) == (numbers[rule], 4 * numbers[rule])
+        assert what_ran == (ran[rule] if backend == "torch" else [f"array code, {backend}"])
+
+
+def test_a_mesh_of_devices_gives_the_same_numbers_and_slots_follow_their_variables() -> None:
+    flags = "--xla_force_host_platform_device_count=8"
+    found = look("sharded", "jax", XLA_FLAGS=flags)
+    assert found["apart"] < 1e-5
+    assert found["factors"] == ["P(None,)", "P('model',)", "P('model',)", "P(None,)"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_is_fitted_as_by_keras(backend: str) -> None:
+    example = Path(__file__).parents[2] / "examples" / "keras_fit.py"
+    source = f"""
+import runpy, warnings
+warnings.simplefilter("ignore")
+print(runpy.run_path({str(example)!r})["main"]())
+"""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    assert subprocesses.run(source, KERAS_BACKEND=backend, **quiet) < 1e-5

@@ -1,0 +1,202 @@
+"""What is looked at in a process of one backend: `python -m tests.keras_frontend.worker NAME`.
+
+Prints one JSON object. `KERAS_BACKEND` chooses the backend.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import isostep.keras
+from isostep import Group
+
+RULES: dict[str, dict[str, Any]] = {
+    "SGD": {"learning_rate": 0.0625, "momentum": 0.75, "nesterov": True},
+    "Adagrad": {"learning_rate": 0.25, "initial_accumulator_value": 0.25, "epsilon": 1e-3},
+    "RMSprop": {"learning_rate": 0.0625, "rho": 0.75, "momentum": 0.5, "centered": True},
+    "Adadelta": {"learning_rate": 0.5, "rho": 0.75, "epsilon": 1e-3},
+    "Adam": {"learning_rate": 0.0625, "beta_1": 0.75, "beta_2": 0.9375, "amsgrad": True},
+    "AdamW": {
+        "learning_rate": 0.0625,
+        "beta_1": 0.75,
+        "beta_2": 0.9375,
+        "epsilon": 2**-10,
+        "weight_decay": 0.125,
+    },
+    "Adafactor": {"learning_rate": 0.25, "clip_threshold": 0.75, "epsilon_1": 1e-4},
+}
+SHAPES = [(), (5,), (4, 3), (2, 3, 4)]
+
+
+def variables(seed: int = 0) -> list[Any]:
+    random = np.random.default_rng(seed)
+    return [
+        keras.Variable(random.normal(size=shape), name=f"v{k}") for k, shape in enumerate(SHAPES)
+    ]
+
+
+def gradients(step: int) -> list[Any]:
+    random = np.random.default_rng(100 + step)
+    return [keras.ops.convert_to_tensor(random.normal(size=shape)) for shape in SHAPES]
+
+
+def values(kept: list[Any]) -> list[Any]:
+    return [np.array(keras.ops.convert_to_numpy(v), dtype=np.float64) for v in kept]
+
+
+def worst(a: list[Any], b: list[Any]) -> float:
+    return max(
+        float(np.max(np.abs(x - y) / (np.abs(x).max() + 1e-30)))
+        for x, y in zip(a, b, strict=True)
+        if x.size
+    )
+
+
+def options() -> dict[str, float]:
+    """Accumulation, loss scale, clipping, averages and excluded variables in every rule."""
+    found: dict[str, float] = {}
+    extras: dict[str, dict[str, Any]] = {
+        "accumulated": {"gradient_accumulation_steps": 3, "clipnorm": 0.5, "weight_decay": 0.0625},
+        "averaged": {
+            "gradient_accumulation_steps": 2,
+            "use_ema": True,
+            "ema_momentum": 0.75,
+            "ema_overwrite_frequency": 4,
+        },
+        "scaled": {"loss_scale_factor": 8.0, "clipvalue": 0.25, "weight_decay": 0.125},
+    }
+    for rule, given in RULES.items():
+        for name, extra in extras.items():
+            ends: list[list[Any]] = []
+            for classes in (keras.optimizers, isostep.keras):
+                trained = variables()
+                optimizer = getattr(classes, rule)(**{**given, **extra})
+                optimizer.exclude_from_weight_decay(var_names=["v1"])
+                for step in range(14):
+                    optimizer.apply(gradients(step), trained)
+                ends.append(values(trained))
+            found[f"{rule} {name}"] = worst(*ends)
+    return found
+
+
+def saving() -> dict[str, Any]:
+    """A model that is saved and loaded goes on as one that was not."""
+    keras.config.set_floatx("float32")
+    found: dict[str, Any] = {}
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(64, 6)), random.normal(size=(64, 2))
+    for rule in RULES:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(2)])
+        model.compile(optimizer=getattr(isostep.keras, rule)(**RULES[rule]), loss="mse")
+        model.fit(x, y, epochs=2, shuffle=False, verbose=0)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            again = keras.models.load_model(path)
+        for one in (model, again):
+            one.fit(x, y, epochs=2, shuffle=False, verbose=0)
+        config = again.optimizer.get_config()
+        json.dumps(config)
+        found[rule] = [
+            type(again.optimizer).__module__,
+            worst(values(model.trainable_variables), values(again.trainable_variables)),
+            config == model.optimizer.get_config(),
+        ]
+    return found
+
+
+def groups() -> dict[str, Any]:
+    """A group is a second optimizer with its hyperparameters; a poisoned step changes nothing."""
+    one = variables()
+    grouped = isostep.keras.AdamW(
+        0.0625,
+        weight_decay=0.125,
+        groups=[Group("v1", learning_rate=0.25, weight_decay=0.0)],
+        nonfinite="skip",
+    )
+    two = variables()
+    parts = [
+        (isostep.keras.AdamW(0.0625, weight_decay=0.125), [0, 2, 3]),
+        (isostep.keras.AdamW(0.25, weight_decay=0.0), [1]),
+    ]
+    for step in range(5):
+        g = gradients(step)
+        grouped.apply(g, one)
+        for optimizer, places in parts:
+            optimizer.apply([g[k] for k in places], [two[k] for k in places])
+    before = values([*one, *grouped.variables[2:]])
+    g = gradients(9)
+    g[2] = g[2] * float("nan")
+    grouped.apply(g, one)
+    after = values([*one, *grouped.variables[2:]])
+    config = type(grouped).from_config(grouped.get_config()).get_config()
+    return {
+        "apart": worst(values(one), values(two)),
+        "skipped": all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)),
+        "config": config == grouped.get_config(),
+    }
+
+
+def state() -> dict[str, Any]:
+    """Numbers kept for each parameter of a matrix, and what ran."""
+    found: dict[str, Any] = {}
+    for name, given in {"SGD": {}, "AdamW": {}, "Adafactor": {}}.items():
+        matrix = keras.Variable(np.zeros((64, 32)), dtype="float32", name="m")
+        optimizer = getattr(isostep.keras, name)(**given)
+        optimizer.build([matrix])
+        kept = sum(int(np.prod(v.shape)) for v in optimizer.variables[2:])
+        planned = optimizer.plan()
+        optimizer.apply([keras.ops.ones((64, 32), dtype="float32")], [matrix])
+        found[name] = [kept, planned.state_bytes, optimizer.ran]
+    return found
+
+
+def sharded() -> dict[str, Any]:
+    """ModelParallel over eight devices: the same numbers as on one, and slots laid out as their
+    variables."""
+    keras.config.set_floatx("float32")
+
+    def train() -> tuple[list[Any], Any]:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(16, name="one"), keras.layers.Dense(8, name="two")]
+        model = keras.Sequential([keras.layers.Input((8,)), *layers])
+        optimizer = isostep.keras.Adafactor(0.0625, global_clipnorm=0.5, use_ema=True)
+        model.compile(optimizer=optimizer, loss="mse")
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(64, 8)), random.normal(size=(64, 8))
+        model.fit(x, y, batch_size=32, epochs=3, shuffle=False, verbose=0)
+        return values(model.trainable_variables), optimizer
+
+    alone, _ = train()
+    distribution = keras.distribution
+    mesh = distribution.DeviceMesh((2, 4), ["batch", "model"], distribution.list_devices())
+    layout = distribution.LayoutMap(mesh)
+    layout[".*one/kernel"] = (None, "model")
+    layout[".*two/kernel"] = ("model", None)
+    distribution.set_distribution(
+        distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    )
+    found, optimizer = train()
+    factors = [v for v in (*optimizer._r, *optimizer._c) if v is not None]
+    specs = [str(v.value.sharding.spec) for v in factors]
+    return {"apart": worst(alone, found), "factors": specs}
+
+
+LOOKS: dict[str, Callable[[], Any]] = {
+    f.__name__: f for f in (options, saving, groups, state, sharded)
+}
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    keras.config.set_floatx("float64")
+    print(json.dumps(LOOKS[sys.argv[1]]()))
