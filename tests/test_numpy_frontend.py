@@ -784,3 +784,79 @@ def test_a_frameworks_second_class_is_found_by_its_name() -> None:
     for optimizer in (paddle, torch):
         optimizer.step({"w": np.ones(3)})
     assert np.allclose(one["w"], two["w"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("engine", ["native", "array"])
+def test_a_deep_copy_steps_its_own_arrays_and_leaves_the_original_alone(engine: Any) -> None:
+    """Also where the memory of the copy runs in another order than the original's."""
+    rng = np.random.default_rng(0)
+    params: dict[str, AnyArray] = {
+        "a": rng.standard_normal((6, 8)).T[::2],
+        "b": rng.standard_normal((3, 4, 5)).astype(np.float16),
+        "c": np.asfortranarray(rng.standard_normal((4, 3))),
+    }
+    optimizer = isostep.AdamW(
+        params,
+        lr=isostep.schedules.Cosine(0.1, 10),
+        engine=engine,
+        ema=0.9,
+        master_weights=True,
+        groups=[Group("b", weight_decay=0.0)],
+    )
+
+    def grads(step: int) -> dict[str, AnyArray]:
+        return {name: np.full(p.shape, 0.1 * step + 0.2) for name, p in params.items()}
+
+    optimizer.step(grads(0))
+    before, state = copied(params), optimizer.state_dict()
+    twin_params, twin = copy.deepcopy((params, optimizer))
+    alone = copy.deepcopy(optimizer)
+    for step in (1, 2):
+        twin.step(grads(step))
+        alone.step(grads(step))
+    twin.set("b", beta1=0.5)
+    for name, array in params.items():
+        assert np.array_equal(array, before[name])
+        assert all(
+            np.array_equal(array, state["parameters"][name]["slots"][slot])
+            for slot, array in optimizer.slots(name).items()
+        )
+    assert (optimizer.iteration, twin.iteration, alone.iteration) == (1, 3, 3)
+    assert optimizer.state_dict()["groups"]["b"]["beta1"] == 0.9
+    for step in (1, 2):
+        optimizer.step(grads(step))
+    for name, array in params.items():
+        assert np.array_equal(array, twin_params[name])
+        for slot, kept in optimizer.slots(name).items():
+            assert np.array_equal(kept, twin.slots(name)[slot])
+            assert np.array_equal(kept, alone.slots(name)[slot])
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy])
+def test_a_copy_that_could_not_have_its_arrays_is_refused(duplicate: Callable[[Any], Any]) -> None:
+    optimizer = isostep.SGD({"w": np.zeros(3)})
+    with pytest.raises(TypeError, match="state_dict"):
+        duplicate(optimizer)
+
+
+@pytest.mark.parametrize("flag", ["maximize", "master_weights", "report"])
+@pytest.mark.parametrize("value", ["no", None, 2])
+def test_a_flag_is_true_or_false(flag: str, value: Any) -> None:
+    with pytest.raises(HyperparameterError, match=f"{flag}=.*True, False"):
+        isostep.SGD({"w": np.zeros(3)}, **{flag: value})
+
+
+@pytest.mark.parametrize("scale", ["2", None, [2.0], 0, -1.0, float("nan"), float("inf")])
+def test_a_loss_scale_is_a_positive_number(scale: Any) -> None:
+    w = np.zeros(3)
+    with pytest.raises(HyperparameterError, match=r"loss_scale=.*\(0, inf\)"):
+        isostep.SGD({"w": w}).step({"w": np.ones(3)}, loss_scale=scale)
+    assert not w.any()
+
+
+@pytest.mark.parametrize("rule", [None, isostep.AdamW, {"w": 1}])
+def test_a_rule_or_dialect_that_is_no_name_is_refused(rule: Any) -> None:
+    with pytest.raises(UnknownNameError, match="by its name"):
+        isostep.Optimizer(rule, {"w": np.zeros(3)})
+    with pytest.raises(UnknownNameError, match="known: torch"):
+        isostep.AdamW({"w": np.zeros(3)}, dialect=rule)

@@ -45,9 +45,9 @@ def get(name: str | Dialect) -> Dialect:
     """
     if isinstance(name, Dialect):
         return name
-    if name not in _dialects:
+    if not isinstance(name, str) or name not in _dialects:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnknownNameError(
-            f"there is no dialect {name!r}{nearest(name, _dialects)} "
+            f"there is no dialect {name!r}{nearest(str(name), _dialects)} "
             f"(known: {', '.join(_dialects)})"
         )
     return _dialects[name]

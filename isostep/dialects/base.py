@@ -257,6 +257,11 @@ class Dialect:
             UnknownNameError: there is no such rule or class, or this framework has none.
         """
         key = name.name if isinstance(name, Rule) else name
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownNameError(
+                f"a rule is given as a Rule or by its name, such as 'AdamW', not as "
+                f"{getattr(key, '__name__', type(key).__name__)}"
+            )
         if key in self.spellings:
             return self.spellings[key]
         if key in self.absent:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, Self, cast
 
 import numpy as np
 
@@ -92,6 +94,12 @@ class Optimizer:
         _one_of("decay", decay, ("coupled", "decoupled", None))
         _one_of("nonfinite", nonfinite, NONFINITE)
         _one_of("engine", engine, ("native", "array"))
+        for flag, value in (
+            ("maximize", maximize),
+            ("master_weights", master_weights),
+            ("report", report),
+        ):
+            _one_of(flag, value, (True, False))
         if clip is not None and not isinstance(clip, Clip):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise HyperparameterError(
                 f"clip={clip!r} is not a Clip: write Clip(global_norm=...), Clip(norm=...) or "
@@ -122,9 +130,41 @@ class Optimizer:
         self._stepper = Stepper(self.rule, self._dialect, self._spelling, hyper, options, engine)
         for (name, array), group in zip(arrays.items(), membership, strict=True):
             self._stepper.add(name, array, group)
+        self._look_up()
+
+    def _look_up(self) -> None:
+        """Make what is found from the stepper's parameters."""
         self._names = [leaf.name for leaf in self._stepper.leaves]
         self._known = frozenset(self._names)
         self._gradients = Gradients(self._stepper.leaves)
+
+    # -- copies ----------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """An optimizer of copied parameters, which `copy.deepcopy((params, optimizer))` returns."""
+        old = self._stepper
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__
+        groups = [replace(group, values=dict(group.values)) for group in old.groups]
+        twin._stepper = new = Stepper(
+            old.rule, old.dialect, old.spelling, groups, old.options, cast(Engine, old.engine)
+        )
+        for leaf, steps in zip(old.leaves, old.steps, strict=True):
+            new.add(leaf.name, copy.deepcopy(leaf.array, memo), leaf.group, int(steps))
+        new.iteration, new.skipped = old.iteration, old.skipped
+        twin._look_up()
+        for name in self._names:
+            kept = self.slots(name)
+            for slot, array in twin.slots(name).items():
+                array[...] = kept[slot]
+        return twin
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            "an optimizer steps arrays where they lie in memory, and can be neither pickled nor "
+            "copied without them: save state_dict() and load it into a new optimizer, or use "
+            "copy.deepcopy((params, optimizer))"
+        )
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -143,8 +183,14 @@ class Optimizer:
             GradientError: a gradient is missing, of no known name, of the wrong shape or dtype,
                 or not finite under `nonfinite="raise"`. Nothing has been changed.
         """
-        if not 0 < loss_scale < math.inf:
-            raise HyperparameterError(f"loss_scale={loss_scale!r} must be positive and finite")
+        try:
+            usable = 0 < loss_scale < math.inf
+        except TypeError:
+            usable = False
+        if not usable:
+            raise HyperparameterError(
+                f"loss_scale={loss_scale!r} is not allowed: it must be a number in (0, inf)"
+            )
         dtypes = self._gradients.collect(self._in_order(grads))
         try:
             report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
@@ -429,7 +475,7 @@ class Optimizer:
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
-        hint = nearest(str(value), [a for a in allowed if a])
+        hint = nearest(str(value), [a for a in allowed if isinstance(a, str)])
         raise HyperparameterError(
             f"{name}={value!r} is not allowed{hint} (one of {', '.join(map(repr, allowed))})"
         )
