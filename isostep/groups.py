@@ -72,12 +72,13 @@ def as_groups(entries: Iterable[Group | Mapping[str, Any]]) -> list[Group]:
     return [_as_group(entry, index) for index, entry in enumerate(entries)]
 
 
-def assign(names: Sequence[str], groups: Sequence[Group]) -> list[int]:
+def assign(names: Sequence[str], groups: Sequence[Group], called: str = "") -> list[int]:
     """Return for each name the index of the first group that matches it, or -1 for none.
 
     Args:
         names: the parameter names, dotted paths.
         groups: in order of precedence; the first match wins.
+        called: the argument that the patterns came in, if it is not `groups`.
 
     Raises:
         UnknownNameError: a pattern matches no name, or every name that a group matches is already
@@ -89,7 +90,9 @@ def assign(names: Sequence[str], groups: Sequence[Group]) -> list[int]:
         for pattern in group.patterns:
             found = [i for i, name in enumerate(names) if _matches(pattern, name)]
             if not found:
-                raise UnknownNameError(_nothing_matches(pattern, index, names))
+                raise UnknownNameError(
+                    _nothing_matches(pattern, called or f"groups[{index}]", names)
+                )
             matched.update(found)
         free = [i for i in matched if owners[i] < 0]
         if not free:
@@ -146,8 +149,8 @@ def _as_group(entry: object, index: int) -> Group:
     return Group(settings.pop("match"), **settings)
 
 
-def _nothing_matches(pattern: str, index: int, names: Sequence[str]) -> str:
-    said = f"groups[{index}]: the pattern {pattern!r} matches no parameter"
+def _nothing_matches(pattern: str, called: str, names: Sequence[str]) -> str:
+    said = f"{called}: the pattern {pattern!r} matches no parameter"
     if not names:
         return f"{said}: there are none"
     # No cutoff: the pattern is all the user has to go on, so even a distant name helps.

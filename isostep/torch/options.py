@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -138,7 +139,7 @@ def split(
     for key in [key for pattern in patterns for key in pattern.hyperparameters]:
         if key not in known:
             raise UnknownNameError(f"groups: there is no argument {key!r}{nearest(key, known)}")
-    excluded = [Group(list(exclude_from_weight_decay))] if exclude_from_weight_decay else []
+    excluded = _excluded(exclude_from_weight_decay)
     if not patterns and not excluded and lr_ratio is None:
         return params
     named = list(params)
@@ -149,7 +150,7 @@ def split(
         )
     names = [name for name, _ in named]
     chosen = assign(names, patterns)
-    bare = assign(names, excluded)
+    bare = assign(names, excluded, "exclude_from_weight_decay")
     ratios = _ratios(names, lr_ratio)
     sorted_in: dict[tuple[int, bool, float], list[Any]] = {}
     for pair, group, out, ratio in zip(named, chosen, bare, ratios, strict=True):
@@ -165,18 +166,45 @@ def split(
     return result
 
 
+def _excluded(patterns: Any) -> list[Group]:
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable | None):
+        raise HyperparameterError(
+            f"exclude_from_weight_decay={patterns!r} is not a sequence of name patterns: write "
+            f'["*.bias", "*norm*"]'
+        )
+    found = list(cast(Iterable[str], patterns or ()))
+    return [Group(found)] if found else []
+
+
 def _ratios(names: list[str], lr_ratio: LrRatio | None) -> list[float]:
     if lr_ratio is None:
         return [1.0] * len(names)
+    found: list[Any]
     if callable(lr_ratio):
-        found = [float(lr_ratio(name)) for name in names]
+        found = [lr_ratio(name) for name in names]
+    elif not isinstance(lr_ratio, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise HyperparameterError(
+            f"lr_ratio={lr_ratio!r} is neither a dict by name pattern, such as "
+            f'{{"encoder.*": 0.1}}, nor a function of the name'
+        )
     else:
         patterns = [Group(pattern, ratio=value) for pattern, value in lr_ratio.items()]
         found = [
-            1.0 if k < 0 else float(patterns[k].hyperparameters["ratio"])
-            for k in assign(names, patterns)
+            1.0 if k < 0 else patterns[k].hyperparameters["ratio"]
+            for k in assign(names, patterns, "lr_ratio")
         ]
-    for name, ratio in zip(names, found, strict=True):
-        if not ratio >= 0:
-            raise HyperparameterError(f"lr_ratio of {name!r} is {ratio!r}: it must be at least 0")
-    return found
+    numbers = [_number(ratio) for ratio in found]
+    for name, ratio, number in zip(names, found, numbers, strict=True):
+        if not 0 <= number < math.inf:
+            raise HyperparameterError(
+                f"lr_ratio of {name!r} is {ratio!r}: it must be a number in [0, inf)"
+            )
+    return numbers
+
+
+def _number(value: Any) -> float:
+    """The value as a float; NaN where it is no number."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,29 @@ class TestGroups:
     def test_a_negative_ratio_is_refused_by_name(self) -> None:
         with pytest.raises(isostep.HyperparameterError, match=r"'head\.weight'"):
             AdamW(Twice().named_parameters(), lr_ratio={"head.weight": -1.0})
+
+    @pytest.mark.parametrize("ratio", ["x", None, math.nan, math.inf, [0.1]])
+    def test_a_ratio_that_is_no_number_is_refused_by_name(self, ratio: Any) -> None:
+        for given in ({"head.weight": ratio}, lambda name: ratio):
+            with pytest.raises(isostep.HyperparameterError, match=r"lr_ratio of .* in \[0, inf\)"):
+                AdamW(Twice().named_parameters(), lr_ratio=given)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"lr_ratio": 0.1}, r"lr_ratio=0\.1 .*dict"),
+            ({"lr_ratio": [("head.*", 0.1)]}, "lr_ratio=.*dict"),
+            ({"lr_ratio": {"haed.*": 0.1}}, r"^lr_ratio: .*haed"),
+            ({"exclude_from_weight_decay": "*.bias"}, r"exclude_from_weight_decay='\*\.bias'.*\["),
+            ({"exclude_from_weight_decay": True}, "exclude_from_weight_decay=True"),
+            ({"exclude_from_weight_decay": ["*.bais"]}, r"^exclude_from_weight_decay: .*bais"),
+        ],
+    )
+    def test_an_option_by_name_is_refused_under_its_own_name(
+        self, arguments: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=said):
+            AdamW(Twice().named_parameters(), **arguments)
 
 
 class TestDecay:
