@@ -37,7 +37,8 @@ class Report:
 
     Args:
         step: count of the optimizer's steps, this one included unless it was skipped.
-        skipped: whether a non-finite gradient stopped it; then nothing was written.
+        skipped: whether a non-finite gradient stopped it; then nothing was written, and no norm was
+            measured: all are 0.
         groups: one entry for each group that has parameters.
     """
 

@@ -860,3 +860,30 @@ def test_a_rule_or_dialect_that_is_no_name_is_refused(rule: Any) -> None:
         isostep.Optimizer(rule, {"w": np.zeros(3)})
     with pytest.raises(UnknownNameError, match="known: torch"):
         isostep.AdamW({"w": np.zeros(3)}, dialect=rule)
+
+
+def test_a_hyperparameter_is_no_attribute() -> None:
+    params = {"w": np.ones(3)}
+    optimizer = isostep.Optimizer("AdamW", params, dialect="keras", lr=0.1)
+    for name in ("learning_rate", "beta1", "beta_2", "weight_decay"):
+        with pytest.raises(AttributeError, match=rf"optimizer\.set\({name}=\.\.\.\)"):
+            setattr(optimizer, name, 0.5)
+    optimizer.lr = 0.5
+    assert optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("value", [True, "0.1", 10**400, None])
+def test_what_is_no_number_is_no_hyperparameter(value: Any) -> None:
+    with pytest.raises(HyperparameterError, match="is not a number"):
+        isostep.AdamW({"w": np.ones(3)}, lr=value)
+    with pytest.raises(HyperparameterError, match="is not a number"):
+        isostep.EMA(momentum=value)
+
+
+@pytest.mark.parametrize("damage", [{"iteration": -1}, {"skipped": -2}, {"parameters": {"w": 3}}])
+def test_a_damaged_count_is_refused(damage: dict[str, Any]) -> None:
+    optimizer = isostep.AdamW({"w": np.ones(3)}, lr=0.1)
+    before = repr(optimizer.state_dict())
+    with pytest.raises(StateError):
+        optimizer.load_state_dict({**optimizer.state_dict(), **damage})
+    assert repr(optimizer.state_dict()) == before

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from keras import backend
 
 from isostep import dialects, rules
 from isostep.engines.leaf import Leaf
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups, assign
-from isostep.keras.slots import ATTRIBUTES
 from isostep.keras.traced import TracedApply
+from isostep.keras.variables import ATTRIBUTES, stand_in
 from isostep.plan import Plan
 from isostep.recipe import EMA, Clip
-from isostep.stepper import Engine, HyperGroup, Options, Stepper, as_dtype
+from isostep.stepper import Engine, HyperGroup, Options, Stepper
 
 NONFINITE = ("propagate", "skip")
 
@@ -179,9 +178,3 @@ class FusedApply:
     def ran(self) -> list[str]:
         """What ran in the last step: engine, layout and dtype of each kernel, or the backend."""
         return [] if self._bound is None else self._bound.ran
-
-
-def stand_in(variable: Any) -> np.ndarray[Any, Any]:
-    """An array with the shape and dtype of a variable, and no memory."""
-    dtype = as_dtype(backend.standardize_dtype(variable.dtype))
-    return np.broadcast_to(np.zeros((), dtype), tuple(variable.shape))

@@ -12,6 +12,7 @@ from isostep import recipe as recipes
 from isostep.engines import traced
 from isostep.engines.leaf import Leaf
 from isostep.keras.namespace import KerasNamespace
+from isostep.keras.variables import stand_in
 from isostep.recipe import Recipe
 from isostep.stepper import Stepper
 from isostep.tracing import trace
@@ -61,7 +62,6 @@ class TracedApply:
 
     def _made(self) -> Stepper:
         if self._stepper is None:
-            from isostep.keras.optimizer import stand_in
 
             def allocate(leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
                 return stand_in(self._kept(leaf, name))

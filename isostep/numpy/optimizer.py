@@ -251,6 +251,14 @@ class Optimizer:
     def lr(self, value: Any) -> None:
         self.set(lr=value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        spelling = self.__dict__.get("_spelling")
+        if name != "lr" and spelling and name in {**spelling.arguments, **self.rule.defaults}:
+            raise AttributeError(
+                f"{name} is a hyperparameter, not an attribute: write optimizer.set({name}=...)"
+            )
+        super().__setattr__(name, value)
+
     def set(self, group: str | None = None, /, **hyperparameters: Any) -> None:
         """Change hyperparameters from the next step on.
 
@@ -383,7 +391,9 @@ class Optimizer:
             ]
             steps = [int(entries[name]["step"]) for name in self._names]
             iteration, skipped = int(state["iteration"]), int(state.get("skipped", 0))
-        except (KeyError, TypeError, ValueError) as error:
+            if min(iteration, skipped, *steps) < 0:
+                raise ValueError("a negative step count")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, StateError):
                 raise
             raise StateError(f"the state is damaged: {error!r}; nothing was changed") from error

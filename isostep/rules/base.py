@@ -114,8 +114,10 @@ class Hyperparameter:
         if callable(value):
             return value
         try:
-            number = float(value if value is not None else "None")
-        except (TypeError, ValueError):
+            if value is None or isinstance(value, bool | str):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
             raise HyperparameterError(
                 f"{name}={value!r} is not a number: it must lie in {self.range}"
             ) from None

@@ -15,7 +15,7 @@ from torch._compile import _disable_dynamo
 
 from isostep import rules
 from isostep.errors import HyperparameterError
-from isostep.groups import Group
+from isostep.groups import Group, as_groups
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.torch.binding import Binding
@@ -47,6 +47,10 @@ class FusedStep(torch.optim.Optimizer):
         self._extras = checked(extras)
         self._begin()
         params = split(params, groups, exclude_from_weight_decay, lr_ratio, self.arguments)
+        for group in as_groups(groups):  # torch itself looks at the first values only
+            lr = group.hyperparameters.get("lr", 0.0)
+            if not isinstance(lr, torch.Tensor):
+                rules.get(self.rule).hyperparameter("lr").check(lr, f"lr of {group.patterns}")
         super().__init__(params, *args, **kwargs)
         self._check_wishes()
         hyper = Hyperparameters(rules.get(self.rule), self._extras)

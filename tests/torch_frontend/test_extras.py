@@ -535,3 +535,10 @@ def test_all_of_it_survives_a_checkpoint_bit_for_bit(name: str, extras: dict[str
         assert resumed.skipped == optimizer.skipped
         with resumed.averaged_params(), optimizer.averaged_params():
             assert_same_bits(bits(resumed), bits(optimizer))
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), "x", True])
+def test_a_group_with_an_impossible_learning_rate_is_refused(lr: Any) -> None:
+    model = Twice()
+    with pytest.raises(isostep.HyperparameterError, match="lr of"):
+        AdamW(model.named_parameters(), groups=[isostep.Group("head.*", lr=lr)])

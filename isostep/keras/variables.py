@@ -1,6 +1,13 @@
-"""Where Keras' optimizers keep their variables: the attribute of each slot."""
+"""Keras' variables: where its optimizers keep those of each slot, and what stands for one."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import backend
+
+from isostep.stepper import as_dtype
 
 ATTRIBUTES: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "momentums"},
@@ -20,3 +27,9 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 }
 ATTRIBUTES["AdamW"] = ATTRIBUTES["Adam"]
 """By rule and slot: the list that Keras' `build` makes, one variable for each of the model's."""
+
+
+def stand_in(variable: Any) -> np.ndarray[Any, Any]:
+    """An array with the shape and dtype of a variable, and no memory."""
+    dtype = as_dtype(backend.standardize_dtype(variable.dtype))
+    return np.broadcast_to(np.zeros((), dtype), tuple(variable.shape))
