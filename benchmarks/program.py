@@ -42,7 +42,7 @@ def tasks(
     found = [
         task(LIMIT, [], models, cases, _LIMIT),
         task(OVERHEAD, [], small, cases, _OVERHEAD),
-        *(task(OVERHEAD, [n], small, cases, _OVERHEAD) for n in names if n in peers.FRONT_ENDS),
+        task(OVERHEAD, torch, small, cases if torch else [], _OVERHEAD),
         task(TRAINING, torch, ["transformer"], trained, _TRAINING),
         task(DENORMALS, [], denormals, elementwise, _DENORMALS),
         task(DENORMALS, torch, denormals, [c for c in cases if c == "AdamW"], _DENORMALS),

@@ -26,7 +26,12 @@ MODULES = {
 TOGETHER = ("torch", "optax")
 """Peers that share a process; each other one has its own."""
 
-FRONT_ENDS = {"torch": "isostep.torch"}
+FRONT_ENDS = {
+    "torch": "isostep.torch",
+    "keras-torch": "isostep.keras on torch",
+    "keras-jax": "isostep.keras on JAX",
+    "keras-tf": "isostep.keras on TF",
+}
 """Peers in whose place isostep can be put, and what is put there; their modules have `front_end`,
 which gives it as a contestant."""
 

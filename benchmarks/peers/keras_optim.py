@@ -10,12 +10,12 @@ from benchmarks.cases import EMA_MOMENTUM, GLOBAL_NORM, LEARNING_RATE, Case
 from benchmarks.models import Floats
 
 
-def optimizer(case: Case, variables: list[Any]) -> Any:
-    """The Keras optimizer of `case`, built for `variables`."""
+def optimizer(case: Case, variables: list[Any], classes: Any = keras.optimizers) -> Any:
+    """The optimizer of `case`, Keras' own or isostep's, built for `variables`."""
     options: dict[str, Any] = {"learning_rate": LEARNING_RATE[case.rule], **case.hyperparameters}
     if case.composite:
         options |= {"global_clipnorm": GLOBAL_NORM, "use_ema": True, "ema_momentum": EMA_MOMENTUM}
-    made = getattr(keras.optimizers, case.rule)(**options)
+    made = getattr(classes, case.rule)(**options)
     made.build(variables)
     return made
 
