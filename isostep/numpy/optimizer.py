@@ -88,6 +88,7 @@ class Optimizer:
         self._dialect = dialects.get(dialect)
         self._spelling = self._dialect.spelling(rule)
         self.rule = rule if isinstance(rule, Rule) else rules.get(self._spelling.rule)
+        self._hyperparameters = {*self._spelling.arguments, *self.rule.defaults} - {"lr"}
         if decay is not None and not isinstance(decay, str) and "decay" in self._spelling.arguments:
             hyperparameters["decay"], decay = decay, None  # optax.rmsprop has one of this name
         arrays = checked_params(flatten(params))
@@ -252,8 +253,8 @@ class Optimizer:
         self.set(lr=value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        spelling = self.__dict__.get("_spelling")
-        if name != "lr" and spelling and name in {**spelling.arguments, **self.rule.defaults}:
+        known: set[str] = self.__dict__.get("_hyperparameters", set())
+        if name in known:
             raise AttributeError(
                 f"{name} is a hyperparameter, not an attribute: write optimizer.set({name}=...)"
             )
