@@ -25,7 +25,7 @@ def start(source: str, **environment: str) -> subprocess.Popen[str]:
 
 def result(process: subprocess.Popen[str]) -> Any:
     """The last line that it prints, read as JSON."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
