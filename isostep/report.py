@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from isostep.table import Table
+
+SUMS = ("grad_sq", "update_sq", "param_sq", "nonfinite")
+"""What a step sums up over each tensor, by the names that a recipe gives them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,12 @@ class GroupReport:
     update_norm: float
     param_norm: float
     nonfinite: int
+
+    @classmethod
+    def of(cls, name: str, sums: Sequence[float]) -> GroupReport:
+        """From the `SUMS` of a group."""
+        grad, update, param = (math.sqrt(x) for x in sums[:3])
+        return cls(name, grad, update, param, int(sums[3]))
 
     @property
     def update_ratio(self) -> float:

@@ -26,7 +26,7 @@ from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
 from isostep.plan import Plan, PlanEntry
 from isostep.recipe import EMA, Clip, Recipe
-from isostep.report import GroupReport, Report
+from isostep.report import SUMS, GroupReport, Report
 from isostep.rules.base import SCALARS, Domain, Rule, is_on
 from isostep.tracing import trace
 
@@ -203,7 +203,7 @@ class Stepper:
             clip=o.clip.kind if o.clip else None,
             inf_norm_is_nan=o.clip is not None and o.clip.kind in self.dialect.inf_norm_is_nan,
             maximize=o.maximize if group.maximize is None else group.maximize,
-            decay=self._decay_of(group) if self._decays() else None,
+            decay=self.decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
             master="model" in leaf.arrays,
             average=ema is not None,
@@ -211,7 +211,8 @@ class Stepper:
             report=o.report,
         )
 
-    def _decay_of(self, group: HyperGroup) -> DecayKind:
+    def decay_of(self, group: HyperGroup) -> DecayKind:
+        """Where weight decay acts in this group."""
         return group.decay or self.options.decay or self.spelling.decay
 
     def _decays(self) -> bool:
@@ -372,7 +373,7 @@ class Stepper:
         h = self.groups[group].at(self.iteration)
         for name, value in self.groups[group].values.items():
             if callable(value):
-                self.rule.hyperparameter(name).check(getattr(h, name))
+                setattr(h, name, self.rule.hyperparameter(name).check(getattr(h, name)))
         for name in self.spelling.none_is_machine_epsilon:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(dtype))
@@ -385,7 +386,7 @@ class Stepper:
             clip=self.options.clip,
             clip_eps=self.dialect.clip_eps,
             ema=self.options.ema,
-            decay=self._decay_of(self.groups[group]),
+            decay=self.decay_of(self.groups[group]),
             decay_times_lr=self.spelling.decay_times_lr,
             loss_scale=loss_scale,
         )
@@ -411,17 +412,12 @@ class Stepper:
         return values
 
     def _report(self, runners: Sequence[Runner], outcome: Outcome) -> Report:
-        names = ("grad_sq", "update_sq", "param_sq", "nonfinite")
-        sums = {name: self._gather(runners, outcome, name) for name in names}
+        sums = np.stack([self._gather(runners, outcome, name) for name in SUMS], axis=1)
         groups: list[GroupReport] = []
         for index, group in enumerate(self.groups):
             inside = self._group_of == index
             if inside.any():
-                grad, update, param = (
-                    float(np.sqrt(sums[name][inside].sum())) for name in names[:3]
-                )
-                bad = int(sums["nonfinite"][inside].sum())
-                groups.append(GroupReport(group.name, grad, update, param, bad))
+                groups.append(GroupReport.of(group.name, sums[inside].sum(axis=0)))
         return Report(self.iteration, bool(outcome.blocked), groups)
 
     # -- looking in ------------------------------------------------------------------------------

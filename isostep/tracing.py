@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from isostep.compile.schedule import Schedule, schedule
 from isostep.compile.trace import Graph, Symbol, SymbolNamespace
@@ -34,4 +35,10 @@ def trace(recipe: Recipe) -> Schedule:
     return schedule(graph, result.stores, result.statistics, result.blocked)
 
 
-__all__ = ["trace"]
+def works_by_element(recipe: Recipe) -> bool:
+    """Whether the rule itself, all options aside, needs no more than each element's own values.
+
+    Rows of a parameter can then be stepped alone.
+    """
+    bare = replace(recipe, clip=None, nonfinite="propagate", report=False)
+    return len(trace(bare).passes) == 1

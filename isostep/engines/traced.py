@@ -110,7 +110,7 @@ class _Values:
     def run(self, number: int) -> None:
         known, xp = self.known, self.xp
         for node in self.schedule.host[number]:
-            known[node.index] = xp.apply(node.op, [known[a.index] for a in node.args])
+            known[node.index] = _apply(xp, node.op, [known[a.index] for a in node.args])
         self._pass(self.schedule.passes[number])
 
     def _pass(self, step: Pass) -> None:
@@ -132,7 +132,7 @@ class _Values:
                     self.known[node.index] = reduced
                 here[node.index] = reduced
             else:
-                here[node.index] = xp.apply(node.op, [value(a) for a in node.args])
+                here[node.index] = _apply(xp, node.op, [value(a) for a in node.args])
         for name, node in step.stores.items():
             old = tensor.arrays.get(name)
             new = xp.reshape(value(node), tensor.slot_shape(node.domain))
@@ -165,6 +165,12 @@ class TracedScalars:
             return self._xp.apply(name, list(args))
 
         return operation
+
+
+def _apply(xp: TracedNamespace, op: str, args: list[Any]) -> Any:
+    if op == "where" and isinstance(args[0], bool):  # a coefficient that is a number decides
+        return args[1] if args[0] else args[2]
+    return xp.apply(op, args)
 
 
 def _as(xp: TracedNamespace, x: Any, dtype: str) -> Any:

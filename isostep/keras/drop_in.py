@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import keras
 
-from isostep import dialects
 from isostep.keras.optimizer import FusedApply
-
-
-def _drop_in(keras_class: Any, *before: type) -> Any:
-    name = keras_class.__name__
-    rule = dialects.get("keras").spelling(name).rule
-    own: dict[str, Any] = {"rule": rule, "__module__": "isostep.keras"}
-    made: Any = type(name, (*before, FusedApply, keras_class), own)
-    made.__doc__ = f"""keras.optimizers.{name} in one fused step: the same arguments and numbers.
-
-    Args:
-        All arguments of keras.optimizers.{name}: as there; `weight_decay` may also be a callable of
-            the iteration.
-        groups: `isostep.Group(pattern, **hyperparameters)` over the paths of variables.
-        nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes no
-            variable.
-    """
-    signature = inspect.signature(keras_class)
-    extra = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d)
-        for n, d in (("groups", ()), ("nonfinite", "propagate"))
-    ]
-    parameters = list(signature.parameters.values())
-    made.__signature__ = signature.replace(parameters=[*parameters[:-1], *extra, parameters[-1]])
-    return keras.saving.register_keras_serializable(package="isostep")(made)
+from isostep.keras_api import drop_in
 
 
 class _Factors:
@@ -41,7 +16,7 @@ class _Factors:
     def build(self: Any, var_list: list[Any]) -> None:
         if self.built:
             return
-        super(keras.optimizers.Adafactor, self).build(var_list)
+        keras.optimizers.Optimizer.build(self, var_list)
         self._r, self._c, self._v = [], [], []
         for variable in var_list:
             shape = tuple(variable.shape)
@@ -65,10 +40,15 @@ class _Factors:
         )
 
 
-SGD = _drop_in(keras.optimizers.SGD)
-Adagrad = _drop_in(keras.optimizers.Adagrad)
-RMSprop = _drop_in(keras.optimizers.RMSprop)
-Adadelta = _drop_in(keras.optimizers.Adadelta)
-Adam = _drop_in(keras.optimizers.Adam)
-AdamW = _drop_in(keras.optimizers.AdamW)
-Adafactor = _drop_in(keras.optimizers.Adafactor, _Factors)
+def _drop_in(name: str, *between: type) -> Any:
+    made = drop_in(getattr(keras.optimizers, name), "keras.optimizers", FusedApply, *between)
+    return keras.saving.register_keras_serializable(package="isostep")(made)
+
+
+SGD = _drop_in("SGD")
+Adagrad = _drop_in("Adagrad")
+RMSprop = _drop_in("RMSprop")
+Adadelta = _drop_in("Adadelta")
+Adam = _drop_in("Adam")
+AdamW = _drop_in("AdamW")
+Adafactor = _drop_in("Adafactor", _Factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
 from isostep.keras.traced import TracedApply
+from isostep.report import Report
 from isostep.stepper import Stepper
 from isostep.torch.addresses import addresses
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
@@ -25,6 +27,7 @@ class NativeApply(TracedApply):
         super().__init__(optimizer)
         self._native: Stepper | None = None
         self._tensors: list[torch.Tensor] = []
+        self.measured: Report | None = None
         self._where = addresses([])
         self._grads = addresses([])
 
@@ -36,7 +39,7 @@ class NativeApply(TracedApply):
         last = self._native.last
         return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in last]
 
-    def apply(self, grads: list[Any], variables: list[Any]) -> None:
+    def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""
         on_cpu = all(v.value.device.type == "cpu" for v in variables)
         with torch.no_grad():
@@ -45,9 +48,8 @@ class NativeApply(TracedApply):
             else:
                 self._apply(grads, variables)
 
-    def _apply(self, grads: list[torch.Tensor], variables: list[Any]) -> None:
-        made = self._fresh()
-        optimizer = self._optimizer
+    def _apply(self, grads: Sequence[torch.Tensor], variables: Sequence[Any]) -> None:
+        made, optimizer = self._fresh(), self._optimizer
         rate = float(optimizer.learning_rate)
         for group, follows in zip(made.groups, self._follows, strict=True):
             if follows:
@@ -61,7 +63,7 @@ class NativeApply(TracedApply):
         held = [g for g in given if g is not None]
         self._grads = np.zeros(len(given), dtype=np.int64)
         self._grads[[g is not None for g in given]] = addresses(held)
-        made.step(dtypes, self._bind)
+        self.measured = made.step(dtypes, self._bind)
         increment_version(self._tensors)
 
     def _bind(self, runner: Runner) -> None:
@@ -82,8 +84,7 @@ class NativeApply(TracedApply):
         if self._native is None or not np.array_equal(addresses(self._tensors), self._where):
             self._tensors = []
             optimizer = self._optimizer
-            averaged = bool(optimizer.use_ema)
-            made: Stepper = optimizer.stepper("native", averaged, self._view, self._allocate)
+            made: Stepper = optimizer.stepper("native", self._view, self._allocate)
             self._follows = [g.values["lr"] is None for g in made.groups]
             self._native, self._where = made, addresses(self._tensors)
         return self._native
@@ -93,6 +94,6 @@ class NativeApply(TracedApply):
         return numpy_view(variable.value)
 
     def _allocate(self, leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
-        tensor = self._kept(leaf, name).value
+        tensor = self._variable(leaf, name).value
         self._tensors.append(tensor)
         return numpy_view(tensor).reshape(-1)

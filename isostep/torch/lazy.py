@@ -18,10 +18,9 @@ from isostep.engines.cohort import Cohort, Runner
 from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
-from isostep.recipe import Recipe
 from isostep.stepper import Stepper
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
-from isostep.tracing import trace
+from isostep.tracing import trace, works_by_element
 
 SPARSE_RULES = ("SGD", "Adagrad")
 """The rules whose torch classes take sparse gradients."""
@@ -116,7 +115,7 @@ class RowRunners:
             why = f"it is sparse along {grad.sparse_dim()} axes"
         elif leaf.staged or not leaf.in_order:
             why = "the parameter's rows do not lie one after the other in memory"
-        elif _reducing(self._stepper.recipe(leaf)):
+        elif not works_by_element(self._stepper.recipe(leaf)):
             why = f"{self._stepper.rule.name} looks at a parameter as a whole"
         else:
             return
@@ -124,12 +123,6 @@ class RowRunners:
             f"lazy=True: the sparse gradient of {leaf.name!r} cannot be stepped row by row: {why}; "
             f"pass grad.to_dense()"
         )
-
-
-def _reducing(recipe: Recipe) -> bool:
-    """Whether the rule itself, all options aside, needs more than the elements."""
-    bare = replace(recipe, clip=None, nonfinite="propagate", report=False)
-    return len(trace(bare).passes) > 1
 
 
 def _addresses(array: Any, rows: Any, width: int) -> Any:

@@ -61,6 +61,25 @@ def worst(a: list[Any], b: list[Any]) -> float:
     )
 
 
+def applier(optimizer: Any, trained: list[Any]) -> Callable[[list[Any]], None]:
+    """A step as the backend's trainer makes it, which for JAX is a compiled function."""
+    optimizer.build(trained)
+    if keras.backend.backend() != "jax":
+        return lambda given: optimizer.apply(given, trained)
+    import jax
+
+    compiled = jax.jit(optimizer.stateless_apply)
+
+    def apply(given: list[Any]) -> None:
+        kept = [trained, optimizer.variables]
+        new = compiled([v.value for v in kept[1]], given, [v.value for v in trained])
+        for variables, values in zip(kept, new, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    return apply
+
+
 def options() -> dict[str, float]:
     """Accumulation, loss scale, clipping, averages and excluded variables in every rule."""
     found: dict[str, float] = {}
@@ -81,8 +100,9 @@ def options() -> dict[str, float]:
                 trained = variables()
                 optimizer = getattr(classes, rule)(**{**given, **extra})
                 optimizer.exclude_from_weight_decay(var_names=["v1"])
+                apply = applier(optimizer, trained)
                 for step in range(14):
-                    optimizer.apply(gradients(step), trained)
+                    apply(gradients(step))
                 ends.append(values(trained))
             found[f"{rule} {name}"] = worst(*ends)
     return found

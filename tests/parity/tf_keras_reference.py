@@ -1,9 +1,14 @@
-"""Runs `tf_keras_cases` through tf_keras: `python -m tests.parity.tf_keras_reference FILE`."""
+"""Runs `tf_keras_cases` through tf_keras: `python -m tests.parity.tf_keras_reference FILE`.
+
+With `isostep.tf_keras` as a second argument its classes stand in the place of tf_keras' own.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +20,16 @@ from .tf_keras_cases import CASES
 
 
 class TfKerasRunner:
-    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
+    def __init__(
+        self,
+        case: Case,
+        parameters: dict[str, Array],
+        dtype: str,
+        classes: Any = tf_keras.optimizers,
+    ) -> None:
         tf_keras.backend.set_floatx(dtype)
         self.variables = {n: tensorflow.Variable(a, name=n) for n, a in parameters.items()}
-        self.optimizer = getattr(tf_keras.optimizers, case.framework_class)(
-            **case.arguments, **options(case)
-        )
+        self.optimizer = getattr(classes, case.framework_class)(**case.arguments, **options(case))
         self.optimizer.build(list(self.variables.values()))
         self.apply = tensorflow.function(self._apply)
 
@@ -91,4 +100,8 @@ def _steps(optimizer: Any, start: Any, gradient: Any, steps: int) -> Array:
 
 if __name__ == "__main__":
     logging.disable()  # about variables without gradients, and functions traced anew for them
-    record(sys.argv[1], CASES, TfKerasRunner, probes)
+    if sys.argv[2:]:
+        make = partial(TfKerasRunner, classes=importlib.import_module(sys.argv[2]))
+        record(sys.argv[1], CASES, make, dtypes=["float64"])
+    else:
+        record(sys.argv[1], CASES, TfKerasRunner, probes)

@@ -1,0 +1,183 @@
+"""A step as a function, for frameworks that compile: arrays in, new arrays out.
+
+The stepper decides, as it does everywhere, which recipe each parameter has; it holds stand-ins,
+with shape and dtype and no memory. What the arrays are, and where new ones go, is the front-end's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from isostep import recipe as recipes
+from isostep.engines import traced
+from isostep.engines.leaf import Leaf
+from isostep.engines.traced import TracedNamespace, TracedOutcome, TracedScalars, TracedTensor
+from isostep.recipe import Recipe
+from isostep.report import SUMS
+from isostep.stepper import Stepper, as_dtype
+from isostep.tracing import trace
+
+Arrays = Callable[[Leaf, str], Any]
+"""Gives `param`, a slot or `average` of a leaf."""
+
+NOTHING: dict[str, Any] = {}
+NO_CLIP: dict[str, Any] = {"clip": None}
+NO_AVERAGE: dict[str, Any] = {"average": False, "overwrite": False}
+"""Parts of a recipe, switched off."""
+
+
+def stand_in(shape: Sequence[int], dtype: str) -> np.ndarray[Any, Any]:
+    """An array of this shape and dtype that has no memory."""
+    return np.broadcast_to(np.zeros((), as_dtype(dtype)), tuple(shape))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one step does with one parameter.
+
+    Args:
+        leaf: the parameter.
+        recipe: what is done.
+        gradient: None if the recipe is idle.
+        shape: default: the parameter's; of some of its rows if only these are stepped.
+    """
+
+    leaf: Leaf
+    recipe: Recipe
+    gradient: Any
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def stores(self) -> list[str]:
+        """The names of what it writes."""
+        return [name for step in trace(self.recipe).passes for name in step.stores]
+
+
+class FunctionalStep:
+    """Steps of a stepper's parameters.
+
+    Args:
+        stepper: made of stand-ins.
+        xp: whose arrays are stepped.
+        count_dtype: of the step count and of what is computed from it; None: that of the
+            arithmetic of each parameter.
+    """
+
+    def __init__(self, stepper: Stepper, xp: TracedNamespace, count_dtype: str | None) -> None:
+        self.stepper, self._xp, self._count_dtype = stepper, xp, count_dtype
+
+    def tasks(self, given: Mapping[int, Any], without: Mapping[str, Any] = NOTHING) -> list[Task]:
+        """A step with these gradients.
+
+        Args:
+            given: gradients by place of the leaf.
+            without: fields of the recipe that are switched off.
+        """
+        recipes = {
+            k: replace(self.stepper.recipe(leaf), idle=k not in given, **without)
+            for k, leaf in enumerate(self.stepper.leaves)
+        }
+        idle = self.stepper.dialect.averaging.without_gradient
+        return [
+            Task(self.stepper.leaves[k], recipe, given.get(k))
+            for k, recipe in recipes.items()
+            if k in given or (idle and recipe.average)
+        ]
+
+    def averaging(self) -> list[Task]:
+        """What moves the averages and nothing else."""
+        made = self.stepper
+        return [Task(f, replace(made.recipe(f), idle=True), None) for f in made.leaves]
+
+    def rule_alone(self, place: int, gradient: Any) -> Task:
+        """A step of one leaf by its rule, without clipping, decay or average."""
+        leaf = self.stepper.leaves[place]
+        bare = {**NO_CLIP, **NO_AVERAGE, "decay": None, "report": False, "nonfinite": "propagate"}
+        return Task(leaf, replace(self.stepper.recipe(leaf), **bare), gradient)
+
+    def values(
+        self, tasks: Sequence[Task], arrays: Arrays, iteration: Any, lr: Any = None
+    ) -> tuple[list[Any], list[Any]]:
+        """What a step computes.
+
+        Args:
+            tasks: what is done.
+            arrays: where the old arrays are.
+            iteration: number of steps that were completed.
+            lr: the learning rate of groups that have none of their own.
+
+        Returns:
+            The new arrays, by task and the order of its `stores`; and the numbers that a report is
+            made of, by group and the order of `report.SUMS`, if the recipes report.
+        """
+
+        @cache
+        def coefficients(group: int, dtype: str) -> dict[str, Any]:
+            return self._coefficients(group, iteration, lr, self._count_dtype or dtype)
+
+        tensors = [self._tensor(task, arrays, coefficients) for task in tasks]
+        outcome = traced.step(self._xp, tensors)
+        new = zip(tasks, outcome.stores, strict=True)
+        return [s[name] for task, s in new for name in task.stores], self._sums(tasks, outcome)
+
+    def _sums(self, tasks: Sequence[Task], outcome: TracedOutcome) -> list[Any]:
+        if not any(task.recipe.report for task in tasks):
+            return []
+        found: list[Any] = [0.0] * (len(SUMS) * len(self.stepper.groups))
+        for task, statistics in zip(tasks, outcome.statistics, strict=True):
+            for place, name in enumerate(SUMS):
+                if name in statistics:
+                    found[len(SUMS) * task.leaf.group + place] += statistics[name]
+        return [self._xp.cast(x, "float32") for x in found]
+
+    def _tensor(
+        self,
+        task: Task,
+        arrays: Arrays,
+        coefficients: Callable[[int, str], dict[str, Any]],
+    ) -> TracedTensor:
+        leaf, recipe = task.leaf, task.recipe
+        schedule = trace(recipe)
+        names = {node.name for step in schedule.passes for node in step.inputs} - {"grad"}
+        # What is written is cast to the dtype of the array that it replaces.
+        read = {name: arrays(leaf, name) for name in sorted(names.union(task.stores))}
+        if task.gradient is not None:
+            read["grad"] = task.gradient
+        dtype = "float64" if leaf.array.dtype == np.float64 else "float32"
+        c = coefficients(leaf.group, dtype)
+        shape = leaf.array.shape if task.shape is None else task.shape
+        return TracedTensor(schedule, shape, leaf.factored_axes, read, c, dtype)
+
+    def _coefficients(self, group: int, iteration: Any, lr: Any, dtype: str) -> dict[str, Any]:
+        made, xp = self.stepper, self._xp
+        given = {
+            k: v(iteration) if callable(v) else v for k, v in made.groups[group].values.items()
+        }
+        h = SimpleNamespace(**{k: _number(xp, v, dtype) for k, v in given.items()})
+        if h.lr is None:
+            h.lr = xp.cast(lr, dtype)
+        t = xp.cast(iteration, dtype) + 1.0
+        return recipes.coefficients(
+            TracedScalars(xp, dtype),
+            t,
+            t,
+            h,
+            rule=made.rule,
+            clip=made.options.clip,
+            clip_eps=made.dialect.clip_eps,
+            ema=made.options.ema,
+            decay=made.decay_of(made.groups[group]),
+            decay_times_lr=made.spelling.decay_times_lr,
+        )
+
+
+def _number(xp: TracedNamespace, value: Any, dtype: str) -> Any:
+    """What a schedule gave in the dtype of the count; everything else as it is."""
+    known = value is None or isinstance(value, bool | int | float | str)
+    return value if known else xp.cast(value, dtype)

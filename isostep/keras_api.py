@@ -1,0 +1,405 @@
+"""What Keras 3 and tf_keras have in common: an optimizer whose `apply` is one fused step.
+
+`FusedOptimizer` goes before a class of either framework. Constructor, variables, learning rate and
+saving stay the framework's own; this adds isostep's options and reads the framework's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from isostep import dialects, rules
+from isostep.engines.leaf import Leaf
+from isostep.errors import HyperparameterError
+from isostep.functional import stand_in
+from isostep.groups import Group, as_groups, assign
+from isostep.plan import Plan
+from isostep.recipe import EMA, Clip
+from isostep.report import SUMS, GroupReport, Report
+from isostep.stepper import Engine, HyperGroup, Options, Stepper
+
+NONFINITE = ("propagate", "skip")
+EXTRAS: dict[str, Any] = {"groups": (), "nonfinite": "propagate", "report": False}
+"""The keyword-only arguments that isostep adds, with their defaults."""
+
+SETTINGS = (
+    "clipnorm",
+    "global_clipnorm",
+    "clipvalue",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+)
+"""Attributes of both Keras' beyond those of the rule that decide about a step."""
+
+
+def drop_in(keras_class: Any, name: str, *before: type, **extras: Any) -> Any:
+    """A class that stands in the place of one of Keras'.
+
+    Args:
+        keras_class: Keras' own class.
+        name: the module that it is found in, as users write it.
+        before: what comes before it in the bases; the first is a `FusedOptimizer`.
+        extras: keyword-only arguments beyond `EXTRAS`, with their defaults.
+    """
+    called = keras_class.__name__
+    fused: Any = before[0]
+    rule = dialects.get(fused.dialect).spelling(called).rule
+    module = fused.__module__.rpartition(".")[0]
+    own = {"rule": rule, "__module__": module, "keras_signature": inspect.signature(keras_class)}
+    made: Any = type(called, (*before, keras_class), own)
+    made.__doc__ = f"""{name}.{called} in one fused step: the same arguments and numbers.
+
+    Args:
+        All arguments of {name}.{called}: as there.
+        weight_decay: also a schedule, a callable of the iteration.
+        groups: `isostep.Group(pattern, **hyperparameters)` over the names of variables.
+        nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes no
+            variable.
+        report: measure norms and non-finite counts in each step; see `report`.
+    """
+    *given, rest = own["keras_signature"].parameters.values()  # the last: other keyword arguments
+    extra = [
+        inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for argument, default in {**EXTRAS, **extras}.items()
+    ]
+    made.__signature__ = own["keras_signature"].replace(parameters=[*given, *extra, rest])
+    return made
+
+
+SLOTS: dict[str, dict[str, str]] = {
+    "SGD": {"momentum_buffer": "momentums"},
+    "Adagrad": {"sum": "_accumulators"},
+    "RMSprop": {
+        "square_avg": "_velocities",
+        "momentum_buffer": "_momentums",
+        "grad_avg": "_average_gradients",
+    },
+    "Adadelta": {"square_avg": "_accumulated_grads", "acc_delta": "_accumulated_delta_vars"},
+    "Adam": {
+        "exp_avg": "_momentums",
+        "exp_avg_sq": "_velocities",
+        "max_exp_avg_sq": "_velocity_hats",
+    },
+    "Adafactor": {"row": "_r", "column": "_c", "exp_avg_sq": "_v"},
+}
+SLOTS["AdamW"] = SLOTS["Adam"]
+"""By rule and slot: the list that `build` makes, one variable for each of the model's."""
+
+
+@dataclass
+class Extras:
+    """What isostep keeps in an optimizer of Keras.
+
+    Args:
+        groups, nonfinite, report: the arguments of these names.
+        names, paths: patterns and full names of the variables that do not decay.
+        titles: of the groups that the statistics are about.
+        statistics: the variable that steps write what they measure to.
+        storing: the optimizer is being saved or loaded.
+    """
+
+    groups: tuple[Group, ...]
+    nonfinite: str
+    report: bool
+    names: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
+    statistics: Any = None
+    storing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nonfinite not in NONFINITE:
+            raise HyperparameterError(
+                f"nonfinite={self.nonfinite!r} is not allowed: use one of "
+                f"{', '.join(NONFINITE)} (a compiled step cannot raise)"
+            )
+        self.groups, self.report = tuple(as_groups(self.groups)), bool(self.report)
+
+
+Framework: Any = object
+"""Stands for the class of Keras that follows `FusedOptimizer` in the bases."""
+
+
+class FusedOptimizer(Framework):
+    """The fused step, for a class of Keras that follows it in the bases.
+
+    A front-end says how its variables are called, and of what dtype they are.
+    """
+
+    rule: ClassVar[str]
+    dialect: ClassVar[str]
+
+    keras_signature: ClassVar[inspect.Signature]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        extras = Extras(**{name: kwargs.pop(name, default) for name, default in EXTRAS.items()})
+        super().__init__(*args, **kwargs)
+        self._extras = extras
+
+    # -- what a front-end says -------------------------------------------------------------------
+
+    def stepped_variables(self) -> list[Any]:
+        """The variables that the optimizer was built with."""
+        raise NotImplementedError
+
+    def name_of(self, variable: Any) -> str:
+        """What groups and exclusions call a variable."""
+        raise NotImplementedError
+
+    def dtype_of(self, variable: Any) -> str:
+        """The dtype that a variable is stored in."""
+        raise NotImplementedError
+
+    @property
+    def engine(self) -> Engine:
+        """What runs a step."""
+        return "array"
+
+    def serialize_schedule(self, schedule: Any) -> Any:
+        """A schedule as plain data."""
+        raise NotImplementedError
+
+    @classmethod
+    def deserialize_schedule(cls, data: Any, custom_objects: Any) -> Any:
+        """The schedule that plain data describe."""
+        raise NotImplementedError
+
+    # -- what a step stands on -------------------------------------------------------------------
+
+    def hyper_groups(self) -> tuple[list[HyperGroup], list[int]]:
+        """The groups of hyperparameters, and the group of each variable.
+
+        A learning rate of None in them is the optimizer's, which each step reads anew.
+        """
+        rule = rules.get(self.rule)
+        spelling = dialects.get(self.dialect).spelling(rule)
+        given = {a: getattr(self, a) for a in spelling.arguments if a != "learning_rate"}
+        variables = self.stepped_variables()
+        places = assign([self.name_of(v) for v in variables], self._extras.groups)
+        own: list[dict[str, Any]] = [{}, *(dict(g.hyperparameters) for g in self._extras.groups)]
+        found: dict[tuple[int, bool], int] = {}
+        groups: list[HyperGroup] = []
+        membership: list[int] = []
+        for variable, place in zip(variables, places, strict=True):
+            decays = bool(self._use_weight_decay(variable))
+            key = (place + 1, decays)
+            if key not in found:
+                found[key] = len(groups)
+                changed = own[key[0]]
+                values = spelling.resolve(rule, {"learning_rate": 1.0, **given, **changed})
+                if not changed.keys() & {"learning_rate", "lr"}:
+                    values["lr"] = None
+                if not decays:
+                    values["weight_decay"] = 0.0
+                title = (
+                    ", ".join(self._extras.groups[place].patterns) if place >= 0 else "(default)"
+                )
+                groups.append(HyperGroup(title + ("" if decays else ", no decay"), values))
+            membership.append(found[key])
+        return groups, membership
+
+    def options(self) -> Options:
+        """What a step does besides the rule."""
+        ema = None
+        if self.use_ema:
+            start = dialects.get(self.dialect).averaging.start
+            ema = EMA(self.ema_momentum, self.ema_overwrite_frequency or None, start)
+        return Options(
+            clip=self._clip(),
+            ema=ema,
+            nonfinite="skip" if self._extras.nonfinite == "skip" else "propagate",
+            state_dtype="param",
+            report=self._extras.report,
+        )
+
+    def _clip(self) -> Clip | None:
+        """What bounds gradients; of several the first in Keras' order acts."""
+        order = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
+        for kind, argument in order.items():
+            bound = getattr(self, argument)
+            if bound and bound > 0:
+                return Clip(**{kind: float(bound)})
+        return None
+
+    def stepper(self, engine: Engine, arrays: Any = None, allocate: Any = None) -> Stepper:
+        """A stepper over the variables that this optimizer was built with.
+
+        Args:
+            engine: what runs passes.
+            arrays: gives the array of a variable; default: stand-ins for them and for their slots.
+            allocate: finds the arrays that are kept.
+        """
+        groups, membership = self.hyper_groups()
+        rule, dialect = rules.get(self.rule), dialects.get(self.dialect)
+        spelling = dialect.spelling(rule)
+        options = self.options()
+        made = Stepper(
+            rule, dialect, spelling, groups, options, engine, allocate or self._stand_in_slot
+        )
+        for index, (variable, group) in enumerate(
+            zip(self.stepped_variables(), membership, strict=True)
+        ):
+            array = (arrays or self._stand_in)(variable)
+            own = None if engine == "native" else self._stand_in(variable)
+            made.add(str(index), array, group, own=own)
+        return made
+
+    def settings(self) -> tuple[Any, ...]:
+        """What decides about steps and can be set at any time: a step looks whether it has."""
+        names = (*dialects.get(self.dialect).spelling(self.rule).arguments, *SETTINGS)
+        return tuple(getattr(self, name) for name in names if name != "learning_rate")
+
+    def kept(self, leaf: Leaf, name: str) -> Any:
+        """The variable that holds slot `name`, or `average`, of a leaf.
+
+        Raises:
+            HyperparameterError: it was not made, because what it belongs to was off in `build`.
+        """
+        attribute = SLOTS[self.rule].get(name, "_model_variables_moving_average")
+        held = getattr(self, attribute, ())
+        found = held[int(leaf.name)] if len(held) > int(leaf.name) else None
+        if found is None:
+            raise HyperparameterError(
+                f"{self.rule} has no variable for {name!r}: what it belongs to was switched on "
+                f"after the optimizer was built; make a new optimizer"
+            )
+        return found
+
+    def _stand_in(self, variable: Any) -> Any:
+        return stand_in(tuple(variable.shape), self.dtype_of(variable))
+
+    def _stand_in_slot(self, leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
+        return self._stand_in(self.kept(leaf, name)).reshape(-1)
+
+    # -- what Keras does not have ----------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """What a step will do: groups, slots, bytes and kernels of each variable; nothing runs.
+
+        Raises:
+            HyperparameterError: the optimizer was not built yet.
+        """
+        if not self.built:
+            raise HyperparameterError("plan() needs variables: call optimizer.build(variables)")
+        made = self.stepper(self.engine)
+        for leaf, variable in zip(made.leaves, self.stepped_variables(), strict=True):
+            leaf.name = self.name_of(variable)
+        return made.plan(tuple(leaf.array.dtype.name for leaf in made.leaves))
+
+    @property
+    def report(self) -> Report | None:
+        """What the last step measured, if the optimizer was made with `report=True`.
+
+        Reading it waits for the step.
+        """
+        extras = self._extras
+        if extras.statistics is None:
+            return None
+        sums: Any = np.reshape(extras.statistics.numpy(), (-1, len(SUMS)))
+        skipped = extras.nonfinite == "skip" and bool(sums[:, -1].any())
+        if skipped:  # nothing was measured but the counts
+            sums = np.where(np.array(SUMS) == "nonfinite", sums, 0.0)
+        groups = [GroupReport.of(n, s) for n, s in zip(extras.titles, sums, strict=True)]
+        return Report(int(self.iterations), skipped, groups)
+
+    @property
+    def statistics(self) -> Any:
+        """The variable that a step writes what it measures to."""
+        return self._extras.statistics
+
+    def add_statistics(self) -> None:
+        """Make the variable that steps write what they measure to."""
+        if self._extras.report:
+            self._extras.titles = tuple(g.name for g in self.hyper_groups()[0])
+            self._extras.statistics = self.add_variable(
+                shape=(len(self._extras.titles) * len(SUMS),), dtype="float32", name="statistics"
+            )
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    @property
+    def variables(self) -> Any:
+        """The optimizer's variables. Statistics are not among those that are saved, so that a
+        state can be loaded with `report` on or off."""
+        found: Any = super().variables
+        hidden = self._extras.statistics if self._extras.storing else None
+        return found if hidden is None else type(found)(v for v in found if v is not hidden)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Put the state into a store of Keras."""
+        self._without_statistics(super().save_own_variables, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take the state from a store of Keras."""
+        self._without_statistics(super().load_own_variables, store)
+
+    def _without_statistics(self, act: Callable[[Any], None], store: Any) -> None:
+        self._extras.storing = True
+        try:
+            act(store)
+        finally:
+            self._extras.storing = False
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """As Keras' own; the configuration keeps what was excluded.
+
+        Args:
+            var_list: variables that do not decay.
+            var_names: regular expressions, searched for in the names of variables.
+
+        Raises:
+            ValueError: the optimizer was built already.
+        """
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._extras.names = tuple(var_names or ())
+        self._extras.paths = tuple(self.name_of(v) for v in var_list or ())
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        if self.name_of(variable) in self._extras.paths:
+            return False
+        return bool(super()._use_weight_decay(variable))
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes an equal optimizer of; it can be written as JSON."""
+        config: dict[str, Any] = super().get_config()
+        extras = self._extras
+        # A learning rate comes out as np.float32 in tf_keras.
+        config = {k: v.item() if isinstance(v, np.generic) else v for k, v in config.items()}
+        if callable(config["weight_decay"]):
+            config["weight_decay"] = self.serialize_schedule(config["weight_decay"])
+        own = {
+            "groups": [{"match": list(g.patterns), **g.hyperparameters} for g in extras.groups],
+            "nonfinite": extras.nonfinite,
+            "report": extras.report,
+            "excluded_from_weight_decay": [list(extras.names), list(extras.paths)],
+        }
+        neutral = {**EXTRAS, "groups": [], "excluded_from_weight_decay": [[], []]}
+        return config | {name: value for name, value in own.items() if value != neutral[name]}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
+        """An optimizer as the one that `get_config` was asked of.
+
+        Args:
+            config: its configuration, which stays as it is.
+            custom_objects: objects that the configuration names.
+        """
+        config = dict(config)
+        names, paths = config.pop("excluded_from_weight_decay", ((), ()))
+        if isinstance(config.get("weight_decay"), Mapping):
+            config["weight_decay"] = cls.deserialize_schedule(
+                config["weight_decay"], custom_objects
+            )
+        made: Any = super().from_config(config, custom_objects)
+        if names or paths:
+            made.exclude_from_weight_decay(var_names=names)
+            made._extras.paths = tuple(paths)
+        return made

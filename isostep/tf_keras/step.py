@@ -1,0 +1,174 @@
+"""One step of all variables as one TensorFlow function, compiled by XLA where that can be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import tensorflow as tf
+
+from isostep.engines.leaf import Leaf
+from isostep.errors import GradientError
+from isostep.functional import FunctionalStep, Task
+from isostep.tf_keras.namespace import MeshNamespace, TensorFlowNamespace
+from isostep.tracing import works_by_element
+
+LOG = logging.getLogger("isostep.tf_keras")
+
+
+class FusedStep:
+    """Steps the variables of one optimizer.
+
+    Args:
+        optimizer: a `FusedApply` that has its slots.
+        variables: what it was built with.
+        say_why: log why XLA is not used, where it is not.
+    """
+
+    def __init__(self, optimizer: Any, variables: Sequence[Any], say_why: bool = False) -> None:
+        self.variables, self._optimizer, self._say_why = list(variables), optimizer, say_why
+        self.settings = optimizer.settings()
+        self._xp = TensorFlowNamespace() if optimizer._mesh is None else MeshNamespace()
+        self._functional: FunctionalStep | None = None
+        self._compiled = tf.function(self._assign, autograph=False, jit_compile=True)
+        self._plain = tf.function(self._assign, autograph=False)
+        self.ran: list[str] = []
+
+    def again(self) -> FusedStep:
+        """The step under the optimizer's present settings."""
+        return FusedStep(self._optimizer, self.variables, self._say_why)
+
+    @tf.autograph.experimental.do_not_convert
+    def step(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """One step of `variables`, each of which has a gradient."""
+        places = tuple(self._place(v) for v in variables)
+        given, rows = list(grads), [None] * len(places)
+        for k, gradient in enumerate(grads):
+            if isinstance(gradient, tf.IndexedSlices):
+                given[k], rows[k] = self._rows(gradient, variables[k])
+        self._call(places, given, rows)
+
+    @tf.autograph.experimental.do_not_convert
+    def update(self, gradient: Any, variable: Any) -> None:
+        """One step of one variable by its rule alone."""
+        place = self._place(variable)
+        task = self._function().rule_alone(place, tf.convert_to_tensor(gradient))
+        self._write([task], {}, self._optimizer.iterations, self._optimizer.learning_rate)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _call(self, places: tuple[int, ...], given: list[Any], rows: list[Any]) -> None:
+        optimizer = self._optimizer
+        # Outside of what XLA compiles: on a GPU an integer variable is elsewhere.
+        count = tf.identity(optimizer.iterations)
+        rate = tf.identity(optimizer.learning_rate)
+        why_not = self._why_not_xla(any(r is not None for r in rows))
+        self.ran = [f"array code, tensorflow{'' if why_not else ', xla'}"]
+        if tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy():
+            self._assign(places, given, rows, count, rate)  # the variables of this very device
+        else:
+            (self._plain if why_not else self._compiled)(places, given, rows, count, rate)
+
+    def _assign(
+        self, places: tuple[int, ...], given: list[Any], rows: list[Any], count: Any, rate: Any
+    ) -> None:
+        function = self._function()
+        tasks = function.tasks(dict(zip(places, given, strict=True)))
+        sparse = {p: r for p, r in zip(places, rows, strict=True) if r is not None}
+        tasks = [
+            replace(t, shape=(-1, *t.leaf.array.shape[1:])) if int(t.leaf.name) in sparse else t
+            for t in tasks
+        ]
+        self._write(tasks, sparse, count, rate)
+
+    def _write(self, tasks: list[Task], sparse: dict[int, Any], count: Any, rate: Any) -> None:
+        def read(leaf: Leaf, name: str) -> Any:
+            held = tf.convert_to_tensor(self._variable(leaf, name))
+            rows = sparse.get(int(leaf.name))
+            return held if rows is None else tf.gather(held, rows)
+
+        new, sums = self._function().values(tasks, read, count, rate)
+        values = iter(new)
+        for task in tasks:
+            rows = sparse.get(int(task.leaf.name))
+            for name in task.stores:
+                variable, value = self._variable(task.leaf, name), next(values)
+                if rows is None:
+                    variable.assign(value)
+                else:
+                    variable.scatter_update(tf.IndexedSlices(value, rows))
+        if sums:
+            self._optimizer.statistics.assign(tf.stack(sums))
+
+    def _function(self) -> FunctionalStep:
+        if self._functional is None:
+            stepper = self._optimizer.stepper("array")
+            self._functional = FunctionalStep(stepper, self._xp, "float64")
+        return self._functional
+
+    def _place(self, variable: Any) -> int:
+        optimizer = self._optimizer
+        place = optimizer._index_dict.get(optimizer._var_key(variable))
+        if place is None:
+            raise KeyError(
+                f"The optimizer cannot recognize variable {variable.name}. It was built for other "
+                f"variables: call `optimizer.build(variables)` with all that it will step, before "
+                f"the first step, or make another optimizer for this one."
+            )
+        return place
+
+    def _variable(self, leaf: Leaf, name: str) -> Any:
+        place = int(leaf.name)
+        return self.variables[place] if name == "param" else self._optimizer.kept(leaf, name)
+
+    # -- sparse gradients ------------------------------------------------------------------------
+
+    def _rows(self, gradient: Any, variable: Any) -> tuple[Any, Any]:
+        """What stands for a sparse gradient: a dense one and None, or the sums of rows that stand
+        in it twice and the rows."""
+        if not self._optimizer.lazy:
+            return tf.convert_to_tensor(gradient), None
+        function = self._function()
+        leaf = function.stepper.leaves[self._place(variable)]
+        if not works_by_element(function.stepper.recipe(leaf)):
+            raise GradientError(
+                f"lazy=True: the sparse gradient of {variable.name!r} cannot be stepped row by "
+                f"row: {self._optimizer.rule} looks at a variable as a whole; leave out lazy"
+            )
+        rows, places = tf.unique(gradient.indices)
+        count = tf.shape(rows)[0]
+        return tf.math.unsorted_segment_sum(gradient.values, places, count), rows
+
+    # -- XLA -------------------------------------------------------------------------------------
+
+    def _why_not_xla(self, sparse: bool) -> str:
+        """Why XLA does not compile this step; empty if it does."""
+        optimizer = self._optimizer
+        if not optimizer.jit_compile:
+            return "jit_compile=False"
+        if optimizer._mesh is not None:
+            why = "each device of a mesh has a graph of its own"
+        elif optimizer._distribution_strategy.num_replicas_in_sync > 1:
+            why = "the variables are mirrored on several devices"
+        elif sparse:
+            why = "the number of rows of a sparse gradient is not known beforehand (lazy=True)"
+        else:
+            why = xla_fails(self.variables[0].device)
+        if why and self._say_why:
+            LOG.warning("jit_compile=True: the step is not compiled by XLA: %s", why)
+            self._say_why = False
+        return why
+
+
+@cache
+def xla_fails(device: str) -> str:
+    """Why XLA compiles nothing on a device; empty if it does."""
+    try:
+        with tf.init_scope(), tf.device(device):
+            tf.function(lambda: tf.ones(()) + 1.0, jit_compile=True)()
+    except tf.errors.OpError as error:
+        return f"TensorFlow has no XLA for {device}: {error.message.splitlines()[0]}"
+    return ""
