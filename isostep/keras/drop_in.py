@@ -11,7 +11,11 @@ from isostep.keras_api import drop_in
 
 
 class _Factors:
-    """Adafactor's variables: factors, and a full second moment only where there are none."""
+    """Adafactor's variables: factors, and a full second moment only where there are none.
+
+    They are float32 for variables of low precision: float16 has no number as small as `epsilon_1`,
+    without which a gradient of zeros would make NaN.
+    """
 
     def build(self: Any, var_list: list[Any]) -> None:
         if self.built:
@@ -19,24 +23,23 @@ class _Factors:
         keras.optimizers.Optimizer.build(self, var_list)
         self._r, self._c, self._v = [], [], []
         for variable in var_list:
-            shape = tuple(variable.shape)
-            skipped = self._overwrite_variable_with_gradient(variable)
-            factored = len(shape) >= 2 and not skipped
-            full = len(shape) < 2 and not skipped
-            self._r.append(self._factor(variable, len(shape) - 1) if factored else None)
-            self._c.append(self._factor(variable, len(shape) - 2) if factored else None)
-            named = {"reference_variable": variable, "name": "velocity"}
-            self._v.append(self.add_variable_from_reference(**named) if full else None)
+            rank = len(variable.shape)
+            stepped = not self._overwrite_variable_with_gradient(variable)
+            factored, full = stepped and rank >= 2, stepped and rank < 2
+            self._r.append(self._moment(variable, "r", rank - 1) if factored else None)
+            self._c.append(self._moment(variable, "c", rank - 2) if factored else None)
+            self._v.append(self._moment(variable, "velocity", rank) if full else None)
 
-    def _factor(self: Any, variable: Any, gone: int) -> Any:
+    def _moment(self: Any, variable: Any, name: str, gone: int) -> Any:
         """A variable with the axes of another but one, laid out as those are."""
         shape = tuple(n for axis, n in enumerate(variable.shape) if axis != gone)
         layout = getattr(variable, "_layout", None)
         if layout is not None and hasattr(layout, "axes"):
             axes = [a for axis, a in enumerate(layout.axes) if axis != gone]
             layout = keras.distribution.TensorLayout(axes, layout.device_mesh)
+        dtype = "float64" if self.dtype_of(variable) == "float64" else "float32"
         return self.add_variable(
-            shape=shape, dtype=variable.dtype, name=variable.name, layout=layout
+            shape=shape, dtype=dtype, name=f"{variable.name}_{name}", layout=layout
         )
 
 

@@ -30,18 +30,11 @@ class _Factors:
             return
         tf_keras.optimizers.Optimizer.build(self, var_list)
         self._built = True
+        ranks = [(v, len(v.shape)) for v in var_list]
         # Tuples, whose gaps the tracking of variables for checkpoints lets pass.
-        self._r = tuple(self._factor(v, "r", len(v.shape) - 1) for v in var_list)
-        self._c = tuple(self._factor(v, "c", len(v.shape) - 2) for v in var_list)
-        self._v = tuple(
-            self.add_variable_from_reference(v, "v") if len(v.shape) < 2 else None for v in var_list
-        )
-
-    def _factor(self: Any, variable: Any, name: str, gone: int) -> Any:
-        """A variable with the axes of another but one, laid out as those are."""
-        if len(variable.shape) < 2:
-            return None
-        return self.add_factor(variable, name, gone)
+        self._r = tuple(self.add_moment(v, "r", n - 1) if n >= 2 else None for v, n in ranks)
+        self._c = tuple(self.add_moment(v, "c", n - 2) if n >= 2 else None for v, n in ranks)
+        self._v = tuple(self.add_moment(v, "v", n) if n < 2 else None for v, n in ranks)
 
 
 def _drop_in(name: str, *between: type) -> Any:

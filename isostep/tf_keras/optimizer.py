@@ -72,14 +72,24 @@ class FusedApply(FusedOptimizer):
         layout = model_variable.layout if alike else meshes.replicated(self._mesh, shape.rank)
         return self._on_mesh(model_variable, variable_name, shape, layout, initial_value)
 
-    def add_factor(self, model_variable: Any, variable_name: str, gone: int) -> Any:
+    def add_moment(self, model_variable: Any, variable_name: str, gone: int) -> Any:
         """Zeros of the shape of one of the model's variables without an axis; on a mesh they are
-        laid out as the other axes are."""
+        laid out as the other axes are.
+
+        They are float32 for variables of low precision: float16 has no number as small as
+        `epsilon_1`, without which a gradient of zeros would make NaN.
+        """
         shape = [n for axis, n in enumerate(model_variable.shape) if axis != gone]
-        if self._mesh is None:
-            return self.add_variable_from_reference(model_variable, variable_name, shape)
-        layout = meshes.without_axis(model_variable.layout, gone)
-        return self._on_mesh(model_variable, variable_name, shape, layout, None)
+        dtype = "float64" if self.dtype_of(model_variable) == "float64" else "float32"
+        name = f"{variable_name}/{model_variable._shared_name}"
+        if self._mesh is not None:
+            layout = meshes.without_axis(model_variable.layout, gone)
+            made = meshes.variable(meshes.zeros(shape, dtype, layout), layout, name)
+        else:
+            with self._distribution_strategy.extended.colocate_vars_with(model_variable):
+                made = tf.Variable(tf.zeros(shape, dtype), name=name, trainable=False)
+        self._variables.append(made)
+        return made
 
     def _on_mesh(self, reference: Any, name: str, shape: Any, layout: Any, initial: Any) -> Any:
         dtype = getattr(reference, "true_dtype", reference.dtype)

@@ -73,6 +73,54 @@ def test_a_mesh_of_devices_gives_the_same_numbers_and_slots_follow_their_variabl
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_configurations_are_json_and_make_equal_optimizers(backend: str) -> None:
+    found = look("configuration", backend)
+    assert len(found) == 14
+    for case, (input_unchanged, same, same_exclusions) in found.items():
+        assert (input_unchanged, same, same_exclusions) == (True, True, True), case
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decay_follows_a_schedule_and_settings_can_change(backend: str) -> None:
+    found = look("schedules", backend, JAX_ENABLE_X64="1")
+    assert found["scheduled"] < 1e-14
+    assert found["changed"] < 1e-14
+    assert "momentum_buffer" in found["refused"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_report_is_measured_and_not_saved(backend: str) -> None:
+    found = look("report", backend, JAX_ENABLE_X64="1")
+    assert found["norms"] == pytest.approx([1.0, 0.5, 5.0, False])
+    assert found["skipped"] == [True, 1, 0.0]
+    assert (found["saved"], found["kept"], found["none"]) == (2, 3, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_low_precision_moves_and_scales(backend: str) -> None:
+    found = look("precision", backend, JAX_ENABLE_X64="1")
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        apart, falls = found[policy]
+        assert apart < 1e-3, policy  # losses in half precision have three digits
+        assert falls, policy
+    assert found["scaled"] == 0.0  # 1 - 0.5 * 4/4, a step that is skipped, - 0.5 * 2/2
+    assert found["bfloat16"] < 0.1  # eight steps of 0.125 from 1
+    assert found["float16"]
+
+
+def test_mirrored_variables_are_stepped_as_by_keras() -> None:
+    found = look("mirrored", "tensorflow")
+    assert found.pop("refused") == 1.0
+    assert len(found) == 7
+    assert max(found.values()) < 1e-10
+
+
+def test_data_parallel_gives_the_losses_of_one_device() -> None:
+    flags = "--xla_force_host_platform_device_count=8"
+    assert look("parallel", "jax", XLA_FLAGS=flags) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_model_is_fitted_as_by_keras(backend: str) -> None:
     example = Path(__file__).parents[2] / "examples" / "keras_fit.py"
     source = f"""

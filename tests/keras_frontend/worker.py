@@ -181,6 +181,167 @@ def state() -> dict[str, Any]:
     return found
 
 
+def configuration() -> dict[str, Any]:
+    """Configurations are JSON, make equal optimizers and stay as they are."""
+    schedules = keras.optimizers.schedules
+    found: dict[str, Any] = {}
+    extra = {
+        "learning_rate": schedules.ExponentialDecay(0.5, 10, 0.5),
+        "weight_decay": schedules.CosineDecay(0.25, 100),
+        "groups": [Group("v1", weight_decay=0.0)],
+        "nonfinite": "skip",
+        "report": True,
+        "use_ema": True,
+        "loss_scale_factor": 8.0,
+    }
+    for rule, given in RULES.items():
+        for name, more in {"plain": {}, "everything": extra}.items():
+            optimizer = getattr(isostep.keras, rule)(**{**given, **more})
+            trained = variables()
+            optimizer.exclude_from_weight_decay(var_list=[trained[3]], var_names=["v2"])
+            config = json.loads(json.dumps(optimizer.get_config()))
+            before = json.dumps(config)
+            again = type(optimizer).from_config(config)
+            decays = [[o._use_weight_decay(v) for v in trained] for o in (optimizer, again)]
+            found[f"{rule} {name}"] = [
+                json.dumps(config) == before,
+                json.loads(json.dumps(again.get_config())) == config,
+                decays == [[True, True, False, False]] * 2,
+            ]
+    return found
+
+
+def schedules() -> dict[str, Any]:
+    """A decay that follows a schedule, and settings that are changed between steps, are as many
+    optimizers one after the other."""
+
+    def decay(step: Any) -> Any:
+        return 0.25 / (keras.ops.cast(step, "float64") + 1.0)
+
+    one, two = variables(), variables()
+    scheduled = isostep.keras.SGD(0.0625, weight_decay=decay)
+    changed = isostep.keras.SGD(0.0625, weight_decay=0.25)
+    for step in range(4):
+        scheduled.apply(gradients(step), one)
+        changed.weight_decay = 0.25 / (step + 1.0)
+        changed.apply(gradients(step), two)
+    fixed = variables()
+    for step in range(4):
+        alone = isostep.keras.SGD(0.0625, weight_decay=0.25 / (step + 1.0))
+        alone.apply(gradients(step), fixed)
+    late, trained = isostep.keras.SGD(0.0625), variables()
+    late.apply(gradients(0), trained)
+    late.momentum = 0.5
+    try:
+        late.apply(gradients(1), trained)
+        refused = ""
+    except isostep.HyperparameterError as error:
+        refused = str(error)
+    return {
+        "scheduled": worst(values(fixed), values(one)),
+        "changed": worst(values(fixed), values(two)),
+        "refused": refused,
+    }
+
+
+def report() -> dict[str, Any]:
+    """What a step measures, one that is skipped, and a state saved without statistics."""
+    vector = keras.Variable(np.array([3.0, 4.0]), name="vector")
+    optimizer = isostep.keras.SGD(0.5, report=True, nonfinite="skip")
+    apply = applier(optimizer, [vector])
+    apply([keras.ops.convert_to_tensor([0.6, 0.8], dtype="float64")])
+    first = optimizer.report
+    apply([keras.ops.convert_to_tensor([0.6, float("nan")], dtype="float64")])
+    second = optimizer.report
+    store: dict[str, Any] = {}
+    optimizer.save_own_variables(store)
+    group = first.groups[0]
+    return {
+        "norms": [group.grad_norm, group.update_norm, group.param_norm, first.skipped],
+        "skipped": [second.skipped, second.nonfinite, second.groups[0].grad_norm],
+        "saved": len(store),
+        "kept": len(optimizer.variables),
+        "none": isostep.keras.SGD().report is None,
+    }
+
+
+def fit(optimizer: Any, epochs: int = 3) -> list[float]:
+    """The losses of a fit on scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
+    keras.utils.set_random_seed(0)
+    x, y = (array[:1792] for array in load_digits(return_X_y=True))  # 14 whole batches
+    layers = keras.layers
+    hidden = layers.Dense(32, activation="relu")
+    model = keras.Sequential([layers.Input((64,)), hidden, layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss)
+    found = model.fit(x / 16, y, batch_size=128, epochs=epochs, shuffle=False, verbose=0)
+    return found.history["loss"]
+
+
+def precision() -> dict[str, Any]:
+    """Mixed precision under `fit`, and variables of low precision themselves."""
+    keras.config.set_floatx("float32")
+    found: dict[str, Any] = {}
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(policy)
+        both = [fit(c.AdamW(0.01)) for c in (keras.optimizers, isostep.keras)]
+        found[policy] = [worst(*[[np.array(losses)] for losses in both]), both[1][-1] < both[1][0]]
+    keras.config.set_dtype_policy("float32")
+    scaled = keras.optimizers.LossScaleOptimizer(
+        isostep.keras.SGD(0.5), initial_scale=4.0, dynamic_growth_steps=2
+    )
+    vector = keras.Variable(np.ones(2), dtype="float32")
+    apply = applier(scaled, [vector])
+    for given in (4.0, float("inf"), 2.0):
+        apply([keras.ops.convert_to_tensor([given, given], dtype="float32")])
+    found["scaled"] = float(vector[0])  # 1 - 0.5 * 4/4, nothing, - 0.5 * 2/2
+    low = keras.Variable(np.ones(4), dtype="bfloat16")
+    optimizer = isostep.keras.Adam(0.125)
+    for _ in range(8):
+        optimizer.apply([keras.ops.ones(4, dtype="bfloat16")], [low])
+    found["bfloat16"] = float(keras.ops.cast(low, "float32")[0])
+    half = keras.Variable(np.ones((4, 4)), dtype="float16")
+    optimizer = isostep.keras.Adafactor(0.125)
+    for _ in range(3):
+        optimizer.apply([keras.ops.zeros((4, 4), dtype="float16")], [half])
+    found["float16"] = bool(np.isfinite(values([half])[0]).all())
+    return found
+
+
+def mirrored() -> dict[str, float]:
+    """MirroredStrategy: as Keras' own optimizer under it, and no accumulation there."""
+    import tensorflow as tf
+
+    device = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    found: dict[str, float] = {}
+    for rule, given in RULES.items():
+        ends: list[list[float]] = []
+        for classes in (keras.optimizers, isostep.keras):
+            with strategy.scope():
+                extra = {"clipnorm": 0.5, "weight_decay": 0.0625, "use_ema": True}
+                ends.append(fit(getattr(classes, rule)(**{**given, **extra}), 2))
+        found[rule] = worst(*[[np.array(losses)] for losses in ends])
+    with strategy.scope():
+        try:
+            fit(isostep.keras.SGD(0.5, gradient_accumulation_steps=2), 1)
+            found["refused"] = 0.0
+        except ValueError:
+            found["refused"] = 1.0
+    return found
+
+
+def parallel() -> float:
+    """DataParallel over eight devices."""
+    alone = fit(isostep.keras.AdamW(0.01, global_clipnorm=0.5))
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    together = fit(isostep.keras.AdamW(0.01, global_clipnorm=0.5))
+    return worst([np.array(alone)], [np.array(together)])
+
+
 def sharded() -> dict[str, Any]:
     """ModelParallel over eight devices: the same numbers as on one, and slots laid out as their
     variables."""
@@ -213,7 +374,20 @@ def sharded() -> dict[str, Any]:
 
 
 LOOKS: dict[str, Callable[[], Any]] = {
-    f.__name__: f for f in (options, saving, groups, state, sharded)
+    f.__name__: f
+    for f in (
+        options,
+        saving,
+        groups,
+        state,
+        configuration,
+        schedules,
+        report,
+        precision,
+        mirrored,
+        parallel,
+        sharded,
+    )
 }
 
 if __name__ == "__main__":
