@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,87 +19,104 @@ ROUNDED = {
 }
 
 
-def look(name: str, backend: str, **environment: str) -> Any:
+ALONE = (
+    "options",
+    "saving",
+    "groups",
+    "state",
+    "configuration",
+    "schedules",
+    "report",
+    "precision",
+)
+
+
+def look(names: Sequence[str], backend: str, **environment: str) -> Any:
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     source = f"""
 import runpy, sys, warnings
-sys.argv = ["worker", {name!r}]
+sys.argv = ["worker", *{tuple(names)!r}]
 warnings.simplefilter("ignore")
 runpy.run_module("tests.keras_frontend.worker", run_name="__main__")
 """
     return subprocesses.run(source, KERAS_BACKEND=backend, **{**quiet, **environment})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_options_of_keras_act_as_in_keras(backend: str) -> None:
-    found = look("options", backend, JAX_ENABLE_X64="1")
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: Any) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def found(backend: str) -> Any:
+    """What one process of the backend found."""
+    return look(ALONE, backend, JAX_ENABLE_X64="1")
+
+
+def test_options_of_keras_act_as_in_keras(backend: str, found: Any) -> None:
+    found = found["options"]
     assert len(found) == 21
     for case, apart in found.items():
         rounded = any(word in case for word in ROUNDED[backend])
         assert apart < (1e-6 if rounded else 1e-12), case
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_saved_model_goes_on(backend: str) -> None:
-    found = look("saving", backend)
+def test_a_saved_model_goes_on(backend: str, found: Any) -> None:
+    found = found["saving"]
     assert len(found) == 7
     for rule, (module, apart, same_config) in found.items():
         assert (rule, module, apart, same_config) == (rule, "isostep.keras", 0.0, True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_and_skipped_steps(backend: str) -> None:
-    found = look("groups", backend, JAX_ENABLE_X64="1")
+def test_groups_and_skipped_steps(backend: str, found: Any) -> None:
+    found = found["groups"]
     assert found == {"apart": pytest.approx(0, abs=1e-12), "skipped": True, "config": True}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_state_is_no_larger_than_the_rule_needs_and_the_kernel_ran(backend: str) -> None:
+def test_state_is_no_larger_than_the_rule_needs_and_the_kernel_ran(
+    backend: str, found: Any
+) -> None:
     ran = {
         "SGD": ["native flat float32"],
         "AdamW": ["native flat float32"],
         "Adafactor": ["native rows float32"],
     }
     numbers = {"SGD": 0, "AdamW": 2 * 64 * 32, "Adafactor": 64 + 32}
-    for rule, (kept, planned, what_ran) in look("state", backend).items():
+    for rule, (kept, planned, what_ran) in found["state"].items():
         assert (kept, planned) == (numbers[rule], 4 * numbers[rule])
         assert what_ran == (ran[rule] if backend == "torch" else [f"array code, {backend}"])
 
 
 def test_a_mesh_of_devices_gives_the_same_numbers_and_slots_follow_their_variables() -> None:
     flags = "--xla_force_host_platform_device_count=8"
-    found = look("sharded", "jax", XLA_FLAGS=flags)
+    found = look(["sharded"], "jax", XLA_FLAGS=flags)["sharded"]
     assert found["apart"] < 1e-5
     assert found["factors"] == ["P(None,)", "P('model',)", "P('model',)", "P(None,)"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_configurations_are_json_and_make_equal_optimizers(backend: str) -> None:
-    found = look("configuration", backend)
+def test_configurations_are_json_and_make_equal_optimizers(backend: str, found: Any) -> None:
+    found = found["configuration"]
     assert len(found) == 14
     for case, (input_unchanged, same, same_exclusions) in found.items():
         assert (input_unchanged, same, same_exclusions) == (True, True, True), case
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_decay_follows_a_schedule_and_settings_can_change(backend: str) -> None:
-    found = look("schedules", backend, JAX_ENABLE_X64="1")
+def test_decay_follows_a_schedule_and_settings_can_change(backend: str, found: Any) -> None:
+    found = found["schedules"]
     assert found["scheduled"] < 1e-14
     assert found["changed"] < 1e-14
     assert "momentum_buffer" in found["refused"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_report_is_measured_and_not_saved(backend: str) -> None:
-    found = look("report", backend, JAX_ENABLE_X64="1")
+def test_a_report_is_measured_and_not_saved(backend: str, found: Any) -> None:
+    found = found["report"]
     assert found["norms"] == pytest.approx([1.0, 0.5, 5.0, False])
     assert found["skipped"] == [True, 1, 0.0]
     assert (found["saved"], found["kept"], found["none"]) == (2, 3, True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_low_precision_moves_and_scales(backend: str) -> None:
-    found = look("precision", backend, JAX_ENABLE_X64="1")
+def test_low_precision_moves_and_scales(backend: str, found: Any) -> None:
+    found = found["precision"]
     for policy in ("mixed_float16", "mixed_bfloat16"):
         apart, falls = found[policy]
         assert apart < 1e-3, policy  # losses in half precision have three digits
@@ -109,7 +127,7 @@ def test_low_precision_moves_and_scales(backend: str) -> None:
 
 
 def test_mirrored_variables_are_stepped_as_by_keras() -> None:
-    found = look("mirrored", "tensorflow")
+    found = look(["mirrored"], "tensorflow")["mirrored"]
     assert found.pop("refused") == 1.0
     assert len(found) == 7
     assert max(found.values()) < 1e-10
@@ -117,10 +135,9 @@ def test_mirrored_variables_are_stepped_as_by_keras() -> None:
 
 def test_data_parallel_gives_the_losses_of_one_device() -> None:
     flags = "--xla_force_host_platform_device_count=8"
-    assert look("parallel", "jax", XLA_FLAGS=flags) < 1e-5
+    assert look(["parallel"], "jax", XLA_FLAGS=flags)["parallel"] < 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_model_is_fitted_as_by_keras(backend: str) -> None:
     example = Path(__file__).parents[2] / "examples" / "keras_fit.py"
     source = f"""

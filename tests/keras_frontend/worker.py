@@ -1,4 +1,4 @@
-"""What is looked at in a process of one backend: `python -m tests.keras_frontend.worker NAME`.
+"""What is looked at in a process of one backend: `python -m tests.keras_frontend.worker NAME ...`.
 
 Prints one JSON object. `KERAS_BACKEND` chooses the backend.
 """
@@ -392,5 +392,8 @@ LOOKS: dict[str, Callable[[], Any]] = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    keras.config.set_floatx("float64")
-    print(json.dumps(LOOKS[sys.argv[1]]()))
+    results: dict[str, Any] = {}
+    for look in sys.argv[1:]:
+        keras.config.set_floatx("float64")
+        results[look] = LOOKS[look]()
+    print(json.dumps(results))

@@ -15,10 +15,23 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 CLOSE = 1e-13
 
 
-def look(name: str) -> Any:
+TOGETHER = (
+    "mesh",
+    "sparse",
+    "configuration",
+    "fits",
+    "mixed",
+    "saving",
+    "methods",
+    "xla",
+    "states",
+)
+
+
+def look(*names: str) -> Any:
     source = f"""
 import runpy, sys, warnings
-sys.argv = ["worker", {name!r}]
+sys.argv = ["worker", *{names!r}]
 warnings.simplefilter("ignore")
 runpy.run_module("tests.tf_keras_frontend.worker", run_name="__main__")
 """
@@ -26,13 +39,14 @@ runpy.run_module("tests.tf_keras_frontend.worker", run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def on_mesh() -> Any:
-    return look("mesh")
+def looks() -> Any:
+    """What one process found."""
+    return look(*TOGETHER)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_mesh_gives_the_numbers_of_one_device(rule: str, on_mesh: Any) -> None:
-    assert on_mesh[rule][0] < CLOSE
+def test_a_mesh_gives_the_numbers_of_one_device(rule: str, looks: Any) -> None:
+    assert looks["mesh"][rule][0] < CLOSE
 
 
 LAID_OUT = {"v0": [], "v1": ["x"], "v2": ["x", "y"], "v3": ["unsharded", "x", "y"]}
@@ -45,8 +59,8 @@ FACTORS = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_slot_on_a_mesh_lies_as_its_variable(rule: str, on_mesh: Any) -> None:
-    layouts = on_mesh[rule][1]
+def test_every_slot_on_a_mesh_lies_as_its_variable(rule: str, looks: Any) -> None:
+    layouts = looks["mesh"][rule][1]
     assert layouts.pop("iteration") == []
     slots = [name.removeprefix(f"{rule}/") for name in layouts if "statistics" not in name]
     assert len(slots) >= 8  # the averages, and one slot of each variable
@@ -56,13 +70,14 @@ def test_every_slot_on_a_mesh_lies_as_its_variable(rule: str, on_mesh: Any) -> N
 
 
 def test_mirrored_variables_are_stepped_by_the_sum_of_gradients_clipped_after() -> None:
-    found = look("mirrored")
+    # In a process of its own: TensorFlow's collectives are either of a mesh or of a strategy.
+    found = look("mirrored")["mirrored"]
     assert found.keys() == set(RULES)
     assert max(found.values()) < CLOSE
 
 
-def test_sparse_gradients_count_as_dense_ones_and_lazy_steps_only_their_rows() -> None:
-    found = look("sparse")
+def test_sparse_gradients_count_as_dense_ones_and_lazy_steps_only_their_rows(looks: Any) -> None:
+    found = looks["sparse"]
     refused = found.pop("refused")
     assert found.keys() == set(RULES)
     for rule, (dense, *lazy) in found.items():
@@ -74,35 +89,35 @@ def test_sparse_gradients_count_as_dense_ones_and_lazy_steps_only_their_rows() -
             assert (apart < CLOSE, others_are_still) == (True, True), rule
 
 
-def test_configurations_are_json_and_make_equal_optimizers() -> None:
-    found = look("configuration")
+def test_configurations_are_json_and_make_equal_optimizers(looks: Any) -> None:
+    found = looks["configuration"]
     assert len(found) == 3 * len(RULES)
     for case, (input_unchanged, same, same_exclusions) in found.items():
         assert (input_unchanged, same, same_exclusions) == (True, True, True), case
 
 
-def test_a_fit_has_the_losses_of_tf_keras() -> None:
-    found = look("fits")
+def test_a_fit_has_the_losses_of_tf_keras(looks: Any) -> None:
+    found = looks["fits"]
     for rule in RULES:
         # tf_keras rounds some of its numbers to float32.
         assert found[rule] < 1e-6, rule
         assert found[f"{rule} falls"] < 1, rule
 
 
-def test_mixed_precision_scales_the_loss_around_the_step() -> None:
-    found = look("mixed")
+def test_mixed_precision_scales_the_loss_around_the_step(looks: Any) -> None:
+    found = looks["mixed"]
     # Losses in float16 have three digits.
     assert found["mixed_float16"] < 1e-3
     assert found["mixed_bfloat16"] < 1e-3
 
 
-def test_a_saved_model_and_a_checkpoint_go_on() -> None:
-    found = look("saving")
+def test_a_saved_model_and_a_checkpoint_go_on(looks: Any) -> None:
+    found = looks["saving"]
     assert found == {rule: ["isostep.tf_keras", 0.0, 0.0] for rule in RULES}
 
 
-def test_methods_and_their_errors() -> None:
-    found = look("methods")
+def test_methods_and_their_errors(looks: Any) -> None:
+    found = looks["methods"]
     plain = {
         "pairs": [False, True],
         "variables": ["iteration:0", "m/w:0", "m/b:0"],
@@ -142,8 +157,8 @@ def test_methods_and_their_errors() -> None:
         assert words in found[case][1], case
 
 
-def test_xla_compiles_the_step_on_a_cpu_and_what_it_cannot_is_said() -> None:
-    found = look("xla")
+def test_xla_compiles_the_step_on_a_cpu_and_what_it_cannot_is_said(looks: Any) -> None:
+    found = looks["xla"]
     heard = found.pop("heard")
     assert found == {
         "default": ["array code, tensorflow, xla"],
@@ -155,8 +170,8 @@ def test_xla_compiles_the_step_on_a_cpu_and_what_it_cannot_is_said() -> None:
     assert "number of rows of a sparse gradient" in heard[0]
 
 
-def test_state_is_no_larger_than_the_rule_needs_and_low_precision_moves() -> None:
-    found = look("states")
+def test_state_is_no_larger_than_the_rule_needs_and_low_precision_moves(looks: Any) -> None:
+    found = looks["states"]
     numbers = {"SGD": 0, "AdamW": 2 * 64 * 32, "Adafactor": 64 + 32}
     for rule, count in numbers.items():
         assert found[rule] == [count, 4 * count]

@@ -1,4 +1,4 @@
-"""What is looked at in a process with TensorFlow: `python -m tests.tf_keras_frontend.worker NAME`.
+"""What is looked at with TensorFlow: `python -m tests.tf_keras_frontend.worker NAME ...`.
 
 Prints one JSON object. Four logical CPU devices are there.
 """
@@ -427,7 +427,10 @@ LOOKS: dict[str, Callable[[], Any]] = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    tf_keras.backend.set_floatx("float64")
     device = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 4)
-    print(json.dumps(LOOKS[sys.argv[1]]()))
+    results: dict[str, Any] = {}
+    for look in sys.argv[1:] or LOOKS:
+        tf_keras.backend.set_floatx("float64")
+        results[look] = LOOKS[look]()
+    print(json.dumps(results))
