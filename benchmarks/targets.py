@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cases import CASES
 from benchmarks.own import NAME
-from benchmarks.peers import FRONT_ENDS
+from benchmarks.peers import FRONT_ENDS, LABELS
 from benchmarks.results import Results
 
 
@@ -53,6 +53,16 @@ _SPEED = (
     ("Adafactor", "gpt2", 7.0),
     ("Adafactor", "resnet50", 20.0),
 )
+_SPEED_IN_KERAS = (
+    ("keras-torch", "AdamW", "resnet50", 8.0),
+    ("keras-torch", "Adafactor", "tiny", 20.0),
+    *(
+        (peer, case, model, 1.0)
+        for peer in ("keras-jax", "keras-tf", "tf_keras")
+        for case in ("AdamW", "Adafactor")
+        for model in ("tiny", "resnet50")
+    ),
+)
 _SPEED_ON_TENSORS = (("AdamW", "resnet50", 1.1),)
 
 
@@ -62,6 +72,10 @@ def _targets() -> Iterator[Target]:
         for case, model, bound in promised:
             what = f"{own}: {case} on {model}, over torch's best"
             yield Target(what, bound, True, "x", _speed(model, case, own))
+    for peer, case, model, bound in _SPEED_IN_KERAS:
+        own = FRONT_ENDS[peer]
+        what = f"{own}: {case} on {model}, over {LABELS[peer]}"
+        yield Target(what, bound, True, "x", _speed(model, case, own, peer))
     yield Target(f"{torch}: Python in a step of 500 tensors", 0.6, False, "ms", _python(torch))
     for case in CASES.values():
         if not case.composite:
@@ -75,9 +89,11 @@ def _targets() -> Iterator[Target]:
     yield Target("import isostep after numpy", 60.0, False, "ms", _startup("import_ms"))
 
 
-def _speed(model: str, case: str, own: str) -> Callable[[Results], float | None]:
+def _speed(
+    model: str, case: str, own: str, peer: str = "torch"
+) -> Callable[[Results], float | None]:
     def read(results: Results) -> float | None:
-        found = results.speed(model, case, "torch", own)
+        found = results.speed(model, case, peer, own)
         return found.ratio if found else None
 
     return read

@@ -56,7 +56,9 @@ class Task:
     @property
     def stores(self) -> list[str]:
         """The names of what it writes."""
-        return [name for step in trace(self.recipe).passes for name in step.stores]
+        return [
+            name for step in trace(self.recipe, recomputes=False).passes for name in step.stores
+        ]
 
 
 class FunctionalStep:
@@ -143,7 +145,7 @@ class FunctionalStep:
         coefficients: Callable[[int, str], dict[str, Any]],
     ) -> TracedTensor:
         leaf, recipe = task.leaf, task.recipe
-        schedule = trace(recipe)
+        schedule = trace(recipe, recomputes=False)
         names = {node.name for step in schedule.passes for node in step.inputs} - {"grad"}
         # What is written is cast to the dtype of the array that it replaces.
         read = {name: arrays(leaf, name) for name in sorted(names.union(task.stores))}

@@ -22,6 +22,7 @@ MODULES = {
     "keras-torch": "benchmarks.peers.keras_torch",
     "keras-jax": "benchmarks.peers.keras_jax",
     "keras-tf": "benchmarks.peers.keras_tf",
+    "tf_keras": "benchmarks.peers.tf_keras_optim",
 }
 TOGETHER = ("torch", "optax")
 """Peers that share a process; each other one has its own."""
@@ -31,6 +32,7 @@ FRONT_ENDS = {
     "keras-torch": "isostep.keras on torch",
     "keras-jax": "isostep.keras on JAX",
     "keras-tf": "isostep.keras on TF",
+    "tf_keras": "isostep.tf_keras",
 }
 """Peers in whose place isostep can be put, and what is put there; their modules have `front_end`,
 which gives it as a contestant."""
@@ -42,6 +44,7 @@ LABELS = {
     "keras-torch": "Keras, torch",
     "keras-jax": "Keras, JAX",
     "keras-tf": "Keras, TF",
+    "tf_keras": "tf_keras",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,43 +12,33 @@ import keras
 import isostep.keras
 from benchmarks.cases import Case
 from benchmarks.models import Floats
-from benchmarks.peers import FRONT_ENDS
-from benchmarks.peers.keras_optim import keras_versions, optimizer, variables_of
-from benchmarks.timing import Contestant
-
-
-def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterator[Contestant]:
-    """Keras' own optimizer."""
-    yield Contestant("keras-jax", "keras-jax", _step(case, params, grads, keras.optimizers))
-
-
-def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
-    """isostep's in its place."""
-    name = FRONT_ENDS["keras-jax"]
-    return Contestant(name, name, _step(case, params, grads, isostep.keras))
+from benchmarks.peers.keras_optim import optimizer, pair
 
 
 def _step(
     case: Case, params: list[Floats], grads: list[Floats], classes: Any
 ) -> Callable[[], object]:
     """One compiled function with the optimizer's and the model's variables donated."""
-    variables = variables_of(params)
+    variables = [keras.Variable(p.copy()) for p in params]
     made = optimizer(case, variables, classes)
     gradients = [jnp.array(g) for g in grads]
     kept = [([v.value for v in made.variables], [v.value for v in variables])]
+    # JAX pairs donated arrays with results by their order: in another one it copies all of them.
     compiled = jax.jit(
-        lambda state, values, gradients: made.stateless_apply(state, gradients, values),
+        lambda state, values, gradients: made.stateless_apply(state, gradients, values)[::-1],
         donate_argnums=(0, 1),
     )
 
     def step() -> None:
-        values, state = compiled(*kept[0], gradients)
-        kept[0] = (state, values)
+        kept[0] = compiled(*kept[0], gradients)
         jax.block_until_ready(kept[0])
 
     return step
 
 
+contestants, front_end = pair("keras-jax", _step, keras.optimizers, isostep.keras)
+
+
 def versions() -> dict[str, str]:
     """The versions of Keras and JAX."""
-    return keras_versions() | {"jax": jax.__version__}
+    return {"keras": keras.__version__} | {"jax": jax.__version__}

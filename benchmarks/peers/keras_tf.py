@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,27 +11,14 @@ import tensorflow as tf
 import isostep.keras
 from benchmarks.cases import Case
 from benchmarks.models import Floats
-from benchmarks.peers import FRONT_ENDS
-from benchmarks.peers.keras_optim import keras_versions, optimizer, variables_of
-from benchmarks.timing import Contestant
-
-
-def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterator[Contestant]:
-    """Keras' own optimizer."""
-    yield Contestant("keras-tf", "keras-tf", _step(case, params, grads, keras.optimizers))
-
-
-def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
-    """isostep's in its place."""
-    name = FRONT_ENDS["keras-tf"]
-    return Contestant(name, name, _step(case, params, grads, isostep.keras))
+from benchmarks.peers.keras_optim import optimizer, pair
 
 
 def _step(
     case: Case, params: list[Floats], grads: list[Floats], classes: Any
 ) -> Callable[[], object]:
     """One compiled function; reading the step count waits for its end."""
-    variables = variables_of(params)
+    variables = [keras.Variable(p.copy()) for p in params]
     made = optimizer(case, variables, classes)
     gradients = [tf.constant(g) for g in grads]
 
@@ -46,6 +33,9 @@ def _step(
     return step
 
 
+contestants, front_end = pair("keras-tf", _step, keras.optimizers, isostep.keras)
+
+
 def versions() -> dict[str, str]:
     """The versions of Keras and TensorFlow."""
-    return keras_versions() | {"tensorflow": tf.__version__}
+    return {"keras": keras.__version__} | {"tensorflow": tf.__version__}

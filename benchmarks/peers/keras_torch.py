@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,27 +11,14 @@ import torch
 import isostep.keras
 from benchmarks.cases import Case
 from benchmarks.models import Floats
-from benchmarks.peers import FRONT_ENDS
-from benchmarks.peers.keras_optim import keras_versions, optimizer, variables_of
-from benchmarks.timing import Contestant
-
-
-def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterator[Contestant]:
-    """Keras' own optimizer."""
-    yield Contestant("keras-torch", "keras-torch", _step(case, params, grads, keras.optimizers))
-
-
-def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
-    """isostep's in its place."""
-    name = FRONT_ENDS["keras-torch"]
-    return Contestant(name, name, _step(case, params, grads, isostep.keras))
+from benchmarks.peers.keras_optim import optimizer, pair
 
 
 def _step(
     case: Case, params: list[Floats], grads: list[Floats], classes: Any
 ) -> Callable[[], object]:
     """`apply` without autograd."""
-    variables = variables_of(params)
+    variables = [keras.Variable(p.copy()) for p in params]
     made = optimizer(case, variables, classes)
     gradients = [torch.from_numpy(g.copy()) for g in grads]
 
@@ -42,6 +29,9 @@ def _step(
     return step
 
 
+contestants, front_end = pair("keras-torch", _step, keras.optimizers, isostep.keras)
+
+
 def versions() -> dict[str, str]:
     """The versions of Keras and torch."""
-    return keras_versions() | {"torch": str(torch.__version__)}
+    return {"keras": keras.__version__} | {"torch": str(torch.__version__)}

@@ -113,8 +113,14 @@ class Symbol:
 
 @dataclass
 class Graph:
-    """The nodes of one traced step, in an order in which they can be evaluated."""
+    """The nodes of one traced step, in an order in which they can be evaluated.
 
+    Args:
+        recomputes: what two passes need is computed in both of them, as kernels do, and not kept
+            from one to the other, as compilers of arrays prefer.
+    """
+
+    recomputes: bool = True
     nodes: list[Symbol] = field(default_factory=list["Symbol"])
     _known: dict[tuple[Any, ...], Symbol] = field(
         default_factory=dict[tuple[Any, ...], "Symbol"], repr=False
@@ -129,8 +135,24 @@ class Graph:
         return self._node("constant", (), "step", value=float(value))
 
     def apply(self, op: str, *operands: Any) -> Symbol:
-        """An elementwise operation; plain numbers become constants."""
+        """An elementwise operation; plain numbers become constants.
+
+        A sign moves outwards until a subtraction takes it up, which rounds no differently: rules
+        may say `-step` and pay no operation for it. The square of a quotient by a root needs no
+        root.
+        """
         args = tuple(x if isinstance(x, Symbol) else self.constant(x) for x in operands)
+        if op in ("add", "mul", "div"):
+            a, b = args
+            if op == "add" and b.op == "neg":
+                return self.apply("sub", a, b.args[0])
+            if op == "add" and a.op == "neg":
+                return self.apply("sub", b, a.args[0])
+            if op != "add" and a.op == "neg":
+                return self.apply("neg", self.apply(op, a.args[0], b))
+            if op == "mul" and a is b and _over_root(a) and self.recomputes:
+                top, root = a.args
+                return self.apply("div", self.apply("mul", top, top), root.args[0])
         domain: Domain = "step"
         for arg in args:
             domain = join(domain, arg.domain)
@@ -161,6 +183,10 @@ class Graph:
             self.nodes.append(node)
             self._known[key] = node
         return self._known[key]
+
+
+def _over_root(x: Symbol) -> bool:
+    return x.op == "div" and x.args[1].op == "sqrt"
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,14 @@ class TracedScalars:
 
 
 def _apply(xp: TracedNamespace, op: str, args: list[Any]) -> Any:
-    if op == "where" and isinstance(args[0], bool):  # a coefficient that is a number decides
+    """An operation, unless coefficients that are numbers decide it: compilers keep `x + 0`."""
+    if op == "where" and isinstance(args[0], bool):
         return args[1] if args[0] else args[2]
+    neutral = {"add": 0.0, "mul": 1.0}.get(op)
+    if neutral is not None:
+        for number, other in (args, args[::-1]):
+            if isinstance(number, float) and number == neutral:
+                return other
     return xp.apply(op, args)
 
 

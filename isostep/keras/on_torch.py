@@ -41,7 +41,8 @@ class NativeApply(TracedApply):
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""
-        on_cpu = all(v.value.device.type == "cpu" for v in variables)
+        # `_value` is the tensor itself; `value` asks five global settings first.
+        on_cpu = all(v._value.is_cpu for v in variables)
         with torch.no_grad():
             if not on_cpu or self._accumulates:
                 super().apply(grads, variables)
@@ -57,9 +58,8 @@ class NativeApply(TracedApply):
         made.iteration = int(optimizer.iterations)
         given: list[Any] = [None] * len(made.leaves)
         for gradient, variable in zip(grads, variables, strict=True):
-            index = self._index(variable)
-            given[index] = self._checked(gradient, variable)
-        dtypes = tuple(None if g is None else DTYPE_NAMES.get(g.dtype, "") for g in given)
+            given[self._index(variable)] = self._checked(gradient, variable)
+        dtypes = tuple(None if g is None else DTYPE_NAMES[g.dtype] for g in given)
         held = [g for g in given if g is not None]
         self._grads = np.zeros(len(given), dtype=np.int64)
         self._grads[[g is not None for g in given]] = addresses(held)
@@ -71,13 +71,14 @@ class NativeApply(TracedApply):
         runner.refresh("grad", self._grads[runner.cohort.members])
 
     def _checked(self, gradient: torch.Tensor, variable: Any) -> torch.Tensor:
-        if gradient.shape != variable.value.shape or gradient.dtype not in DTYPE_NAMES:
+        tensor = variable._value
+        if gradient.shape != tensor.shape or gradient.dtype not in DTYPE_NAMES:
             raise GradientError(
                 f"the gradient of {variable.path!r} has shape {tuple(gradient.shape)} and "
-                f"{gradient.dtype}, and the variable {tuple(variable.shape)} and {variable.dtype}; "
+                f"{gradient.dtype}, and the variable {tuple(tensor.shape)} and {tensor.dtype}; "
                 f"nothing was changed"
             )
-        return gradient.detach().contiguous()
+        return gradient if gradient.is_contiguous() else gradient.contiguous()
 
     def _fresh(self) -> Stepper:
         """The stepper, made again if a variable lies elsewhere than before."""

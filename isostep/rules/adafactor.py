@@ -41,6 +41,7 @@ from isostep.rules.base import (
 
 def switches(h: SimpleNamespace) -> dict[str, Any]:
     return {
+        "clamp_eps": h.clamp_eps,
         "update_clip": h.clip_threshold is not None,
         "parameter_scale": h.parameter_scale,
         "momentum": is_on(h.momentum),
@@ -59,15 +60,14 @@ def factored_axes(shape: tuple[int, ...], h: SimpleNamespace) -> tuple[int, int]
 
 
 def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
-    added, floor = (0.0, h.eps1) if h.clamp_eps else (h.eps1, 0.0)
     c = {
         "one_minus_beta2": t**-h.decay_rate,
         "step_size": xp.minimum(h.lr, 1.0 / xp.sqrt(t)) if h.relative_step else h.lr,
-        "eps_added": added,
-        "mean_floor": floor,
-        "second_moment_floor": floor**2,
+        "eps1": h.eps1,
         "scale_floor": h.eps2,
     }
+    if h.clamp_eps:
+        c["second_moment_floor"] = h.eps1**2
     if h.clip_threshold is not None:
         c["inverse_threshold"] = 1.0 / h.clip_threshold
     if is_on(h.momentum):
@@ -78,24 +78,23 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
 def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
-    square = g * g + c.eps_added
+    square = g * g if o.clamp_eps else g * g + c.eps1
     if o.factored:
         row = toward(xp, slots["row"], xp.mean(square, per="row"), c.one_minus_beta2)
         column = toward(xp, slots["column"], xp.mean(square, per="column"), c.one_minus_beta2)
         new = {"row": row, "column": column}
-        v = row / xp.maximum(xp.mean(row, per="matrix"), c.mean_floor) * column
+        mean = xp.mean(row, per="matrix")
+        v = row / (xp.maximum(mean, c.eps1) if o.clamp_eps else mean) * column
     else:
         v = toward(xp, slots["exp_avg_sq"], square, c.one_minus_beta2)
         new = {"exp_avg_sq": v}
-    v = xp.maximum(v, c.second_moment_floor)
-    u = g / xp.sqrt(v)
+    u = g / xp.sqrt(xp.maximum(v, c.second_moment_floor) if o.clamp_eps else v)
 
     scale = c.step_size
     if o.parameter_scale:
         scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(p * p, per="tensor")))
     if o.update_clip:
-        # The square of u, without a root for each element.
-        rms = xp.sqrt(xp.mean(g * g / v, per="tensor"))
+        rms = xp.sqrt(xp.mean(u * u, per="tensor"))
         scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
     step = scale * u
     if o.momentum:

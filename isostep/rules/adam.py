@@ -33,6 +33,7 @@ from isostep.rules.base import (
     Slots,
     unit_interval,
 )
+from isostep.rules.epsilon import scaled
 
 
 def switches(h: SimpleNamespace) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
         "one_minus_beta2": 1.0 - h.beta2,
         "step_size": h.lr * xp.sqrt(inside) / bias1,
         "eps": h.eps * outside,
-        "eps_root": h.eps_root * inside,
+        "eps_root": scaled(h.eps_root, inside),
         "correction2": 1.0 / bias2,
     }
     if h.nesterov:

@@ -14,3 +14,9 @@ def eps_coefficients(h: SimpleNamespace) -> dict[str, Any]:
     """`eps_root` and `eps` of the denominator; the unused one is zero."""
     inside, outside = (h.eps, 0.0) if h.eps_in_root else (0.0, h.eps)
     return {"eps_root": inside, "eps": outside}
+
+
+def scaled(eps: Any, factor: Any) -> Any:
+    """Their product; zero stays the number zero, whatever the factor is, so that compilers see
+    that nothing is added."""
+    return eps if isinstance(eps, float) and eps == 0.0 else eps * factor
