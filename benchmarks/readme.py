@@ -43,7 +43,8 @@ def front_ends(results: Results) -> str:
     lines = [["in the place of", *(f"{case}, {model}" for case, model in columns)]]
     for peer, own in FRONT_ENDS.items():
         found = [results.speed(model, case, peer, own) for case, model in columns]
-        lines.append([f"{LABELS[peer]}: `{own.split()[0]}`", *map(_times, found)])
+        if any(found):
+            lines.append([f"{LABELS[peer]}: `{own.split()[0]}`", *map(_times, found)])
     return _markdown(lines)
 
 

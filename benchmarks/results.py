@@ -78,7 +78,7 @@ class Results:
         for record in self.find("peers", model, case):
             times = record["times"]
             found = [n for n, t in times.items() if t["family"] == peer]
-            if found:
+            if found and own in record["ratios"]:
                 best = min(found, key=lambda name: times[name]["median_ms"])
                 ratio = record["ratios"][own][best]
                 own_ms, peer_ms = times[own]["median_ms"], times[best]["median_ms"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,22 @@ class Task:
         ]
 
 
+class Values(NamedTuple):
+    """What a step computes.
+
+    Args:
+        stores: the new arrays, by task and the order of its `stores`.
+        sums: what a report is made of, by group and the order of `report.SUMS`, if the recipes
+            report.
+        blocked: the number of non-finite gradient elements, if the recipes skip steps; where it is
+            not zero, the new arrays are the old ones.
+    """
+
+    stores: list[Any]
+    sums: list[Any]
+    blocked: Any | None
+
+
 class FunctionalStep:
     """Steps of a stepper's parameters.
 
@@ -105,7 +121,7 @@ class FunctionalStep:
 
     def values(
         self, tasks: Sequence[Task], arrays: Arrays, iteration: Any, lr: Any = None
-    ) -> tuple[list[Any], list[Any]]:
+    ) -> Values:
         """What a step computes.
 
         Args:
@@ -113,10 +129,6 @@ class FunctionalStep:
             arrays: where the old arrays are.
             iteration: number of steps that were completed.
             lr: the learning rate of groups that have none of their own.
-
-        Returns:
-            The new arrays, by task and the order of its `stores`; and the numbers that a report is
-            made of, by group and the order of `report.SUMS`, if the recipes report.
         """
 
         @cache
@@ -126,7 +138,8 @@ class FunctionalStep:
         tensors = [self._tensor(task, arrays, coefficients) for task in tasks]
         outcome = traced.step(self._xp, tensors)
         new = zip(tasks, outcome.stores, strict=True)
-        return [s[name] for task, s in new for name in task.stores], self._sums(tasks, outcome)
+        stores = [values[name] for task, values in new for name in task.stores]
+        return Values(stores, self._sums(tasks, outcome), outcome.blocked)
 
     def _sums(self, tasks: Sequence[Task], outcome: TracedOutcome) -> list[Any]:
         if not any(task.recipe.report for task in tasks):

@@ -20,7 +20,7 @@ from isostep.functional import stand_in
 from isostep.groups import Group, as_groups, assign
 from isostep.plan import Plan
 from isostep.recipe import EMA, Clip
-from isostep.report import SUMS, GroupReport, Report
+from isostep.report import SUMS, Report
 from isostep.stepper import Engine, HyperGroup, Options, Stepper
 
 NONFINITE = ("propagate", "skip")
@@ -38,13 +38,14 @@ SETTINGS = (
 """Attributes of both Keras' beyond those of the rule that decide about a step."""
 
 
-def drop_in(keras_class: Any, name: str, *before: type, **extras: Any) -> Any:
+def drop_in(keras_class: Any, name: str, *before: type, doc: str = "", **extras: Any) -> Any:
     """A class that stands in the place of one of Keras'.
 
     Args:
         keras_class: Keras' own class.
         name: the module that it is found in, as users write it.
         before: what comes before it in the bases; the first is a `FusedOptimizer`.
+        doc: lines for its docstring, about the extras.
         extras: keyword-only arguments beyond `EXTRAS`, with their defaults.
     """
     called = keras_class.__name__
@@ -59,9 +60,10 @@ def drop_in(keras_class: Any, name: str, *before: type, **extras: Any) -> Any:
         All arguments of {name}.{called}: as there.
         weight_decay: also a schedule, a callable of the iteration.
         groups: `isostep.Group(pattern, **hyperparameters)` over the names of variables.
-        nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes no
-            variable.
+        nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes
+            nothing but the iteration count.
         report: measure norms and non-finite counts in each step; see `report`.
+        {doc}
     """
     *given, rest = own["keras_signature"].parameters.values()  # the last: other keyword arguments
     extra = [
@@ -134,7 +136,6 @@ class FusedOptimizer(Framework):
 
     rule: ClassVar[str]
     dialect: ClassVar[str]
-
     keras_signature: ClassVar[inspect.Signature]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,6 +181,7 @@ class FusedOptimizer(Framework):
         rule = rules.get(self.rule)
         spelling = dialects.get(self.dialect).spelling(rule)
         given = {a: getattr(self, a) for a in spelling.arguments if a != "learning_rate"}
+        default = spelling.resolve(rule, {"learning_rate": 1.0, **given})
         variables = self.stepped_variables()
         places = assign([self.name_of(v) for v in variables], self._extras.groups)
         own: list[dict[str, Any]] = [{}, *(dict(g.hyperparameters) for g in self._extras.groups)]
@@ -192,7 +194,7 @@ class FusedOptimizer(Framework):
             if key not in found:
                 found[key] = len(groups)
                 changed = own[key[0]]
-                values = spelling.resolve(rule, {"learning_rate": 1.0, **given, **changed})
+                values = spelling.changed(rule, default, changed)
                 if not changed.keys() & {"learning_rate", "lr"}:
                     values["lr"] = None
                 if not decays:
@@ -242,9 +244,10 @@ class FusedOptimizer(Framework):
         made = Stepper(
             rule, dialect, spelling, groups, options, engine, allocate or self._stand_in_slot
         )
-        for index, (variable, group) in enumerate(
-            zip(self.stepped_variables(), membership, strict=True)
-        ):
+        variables = self.stepped_variables()
+        for index, (variable, group) in enumerate(zip(variables, membership, strict=True)):
+            if getattr(variable, "overwrite_with_gradient", False):
+                continue  # Keras assigns it; there are no slots
             array = (arrays or self._stand_in)(variable)
             own = None if engine == "native" else self._stand_in(variable)
             made.add(str(index), array, group, own=own)
@@ -288,8 +291,9 @@ class FusedOptimizer(Framework):
         if not self.built:
             raise HyperparameterError("plan() needs variables: call optimizer.build(variables)")
         made = self.stepper(self.engine)
-        for leaf, variable in zip(made.leaves, self.stepped_variables(), strict=True):
-            leaf.name = self.name_of(variable)
+        variables = self.stepped_variables()
+        for leaf in made.leaves:
+            leaf.name = self.name_of(variables[int(leaf.name)])
         return made.plan(tuple(leaf.array.dtype.name for leaf in made.leaves))
 
     @property
@@ -302,16 +306,27 @@ class FusedOptimizer(Framework):
         if extras.statistics is None:
             return None
         sums: Any = np.reshape(extras.statistics.numpy(), (-1, len(SUMS)))
-        skipped = extras.nonfinite == "skip" and bool(sums[:, -1].any())
-        if skipped:  # nothing was measured but the counts
-            sums = np.where(np.array(SUMS) == "nonfinite", sums, 0.0)
-        groups = [GroupReport.of(n, s) for n, s in zip(extras.titles, sums, strict=True)]
-        return Report(int(self.iterations), skipped, groups)
+        return Report.of(extras.titles, sums, int(self.iterations), extras.nonfinite)
 
     @property
     def statistics(self) -> Any:
         """The variable that a step writes what it measures to."""
         return self._extras.statistics
+
+    def refuse_extras(self, where: str) -> None:
+        """Raise if something is asked for that Keras' own step, one variable at a time, lacks.
+
+        Args:
+            where: what makes it Keras' own step, in words.
+        """
+        given = {name: getattr(self._extras, name) for name in EXTRAS}
+        used = [name for name, default in EXTRAS.items() if given[name] != default]
+        used += ["weight_decay as a schedule"] * callable(self.weight_decay)
+        if used:
+            raise HyperparameterError(
+                f"{', '.join(used)}: not possible {where}, where variables are stepped one at a "
+                f"time; leave it out"
+            )
 
     def add_statistics(self) -> None:
         """Make the variable that steps write what they measure to."""
@@ -373,6 +388,9 @@ class FusedOptimizer(Framework):
         extras = self._extras
         # A learning rate comes out as np.float32 in tf_keras.
         config = {k: v.item() if isinstance(v, np.generic) else v for k, v in config.items()}
+        # tf_keras forgets adaptive_epsilon.
+        for name in dialects.get(self.dialect).spelling(self.rule).arguments:
+            config.setdefault(name, getattr(self, name))
         if callable(config["weight_decay"]):
             config["weight_decay"] = self.serialize_schedule(config["weight_decay"])
         own = {

@@ -104,6 +104,7 @@ class Recipe:
         decay_first: the rule sees the decayed parameter (Keras); it matters to Adafactor only.
         idle: there is no gradient; only the average moves (Keras 3 averages every variable).
         master: `param` is a float32 copy, stored besides as `model` in the model's dtype.
+        delta: store what is to be added to the parameter as `update`, and leave the parameter.
         average: keep a moving average.
         overwrite: the average may overwrite the parameter.
         report: measure norms of gradient, update and parameter and count non-finite values.
@@ -120,6 +121,7 @@ class Recipe:
     decay_first: bool = False
     idle: bool = False
     master: bool = False
+    delta: bool = False
     average: bool = False
     overwrite: bool = False
     report: bool = False
@@ -161,7 +163,9 @@ def step(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any) -> StepResult:
         result.stores["average"] = average
         if recipe.overwrite:
             new = xp.where(c.overwrite_now > 0, average, new)
-    if not recipe.idle or recipe.overwrite:
+            if recipe.delta:
+                result.stores["update"] = new - x["param"]
+    if (not recipe.idle or recipe.overwrite) and not recipe.delta:
         result.stores["param"] = new
     return result
 
@@ -192,6 +196,8 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
     seen = decayed if recipe.decay_first else p
     update, slots = recipe.rule.update(xp, g, seen, x, c, recipe.o)
     result.stores.update(slots)
+    if recipe.delta:
+        result.stores["update"] = update - c.decay * p if recipe.decay == "decoupled" else update
     new = decayed + update
     if recipe.report:
         change = new - p

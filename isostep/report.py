@@ -57,6 +57,24 @@ class Report:
     skipped: bool
     groups: list[GroupReport] = field(default_factory=list[GroupReport])
 
+    @classmethod
+    def of(
+        cls, names: Sequence[str], sums: Sequence[Sequence[float]], step: int, nonfinite: str
+    ) -> Report:
+        """From the `SUMS` of each group, as a compiled step leaves them.
+
+        Args:
+            names: of the groups.
+            sums: of each group.
+            step: the count of steps.
+            nonfinite: the policy; under `"skip"` a count stops the step.
+        """
+        skipped = nonfinite == "skip" and any(s[-1] for s in sums)
+        if skipped:  # nothing was measured but the counts
+            sums = [[0.0] * (len(SUMS) - 1) + [s[-1]] for s in sums]
+        groups = [GroupReport.of(n, s) for n, s in zip(names, sums, strict=True)]
+        return cls(step, skipped, groups)
+
     @property
     def nonfinite(self) -> int:
         """Number of infinite or NaN gradient elements in all groups."""

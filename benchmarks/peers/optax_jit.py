@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import isostep.jax
 from benchmarks.cases import EMA_MOMENTUM, GLOBAL_NORM, LEARNING_RATE, Case
 from benchmarks.models import Floats
+from benchmarks.peers import FRONT_ENDS
 from benchmarks.timing import Contestant
+from isostep.recipe import EMA, Clip
 
 
 def _transformation(case: Case) -> optax.GradientTransformation:
@@ -44,6 +47,26 @@ def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterat
         jax.block_until_ready(kept[0])
 
     yield Contestant("optax", "optax", step)
+
+
+def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
+    """isostep's in its place, by its fused form."""
+    options: dict[str, Any] = {"learning_rate": LEARNING_RATE[case.rule], **case.hyperparameters}
+    if case.composite:
+        ema = EMA(EMA_MOMENTUM, start="initial")
+        options |= {"clip": Clip(global_norm=GLOBAL_NORM), "ema": ema}
+    optimizer = getattr(isostep.jax, case.rule.lower())(**options)
+    compiled = jax.jit(optimizer.apply, donate_argnums=(0, 2))
+    gradients = [jnp.array(g) for g in grads]
+    values = [jnp.array(p) for p in params]
+    kept = [(values, optimizer.init(values))]
+    del values
+
+    def step() -> None:
+        kept[0] = compiled(kept[0][0], gradients, kept[0][1])
+        jax.block_until_ready(kept[0])
+
+    return Contestant(FRONT_ENDS["optax"], FRONT_ENDS["optax"], step)
 
 
 def versions() -> dict[str, str]:

@@ -140,6 +140,14 @@ class Spelling:
                 raise HyperparameterError(f"{self.class_name} needs {argument}: it has no default")
         return values
 
+    def changed(
+        self, rule: Rule, values: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Resolved `values` with what is given, in either vocabulary, in place of theirs."""
+        replaced = {name for key in given for name in self.arguments.get(key, (key,))}
+        kept = {name: value for name, value in values.items() if name not in replaced}
+        return self.resolve(rule, {**kept, **given})
+
     def _parts(self, rule: Rule, key: str, value: Any) -> list[tuple[str, str, Any]]:
         """What one given name sets, as (hyperparameter, name it was given under, value)."""
         names = self.arguments.get(key, (key,))

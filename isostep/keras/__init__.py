@@ -5,6 +5,9 @@
 Signatures, defaults, variables, configuration and saving are Keras' own. On the torch backend a
 step runs isostep's kernels on the variables themselves; on JAX and TensorFlow it is array code that
 is compiled into the training step.
+
+A sparse gradient, which TensorFlow gives for embeddings, counts on every backend as the dense one
+that it stands for. (Keras' own Adam steps the moments of its rows alone on TensorFlow.)
 """
 
 from __future__ import annotations

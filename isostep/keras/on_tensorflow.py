@@ -41,5 +41,5 @@ class TensorFlowApply(TracedApply):
             given = {k: dense(g) for k, g in zip(places, local, strict=True)}
             self._step(self._function.tasks(given, NO_CLIP))
 
-        first = self._optimizer.stepped_variables()[places[0]].value
-        strategy.extended.update(first, here, args=tuple(grads), group=False)
+        first = self._variable(self._function.stepper.leaves[places[0]], "param")
+        strategy.extended.update(first.value, here, args=tuple(grads), group=False)

@@ -31,6 +31,8 @@ class TracedApply:
         # JAX has float64 only where the user has asked for it.
         counts = None if backend.backend() == "jax" else "float64"
         self._function = FunctionalStep(optimizer.stepper("array"), XP, counts)
+        leaves = self._function.stepper.leaves
+        self._places = {int(leaf.name): place for place, leaf in enumerate(leaves)}
 
     @property
     def ran(self) -> list[str]:
@@ -54,7 +56,8 @@ class TracedApply:
     # -- one step --------------------------------------------------------------------------------
 
     def _index(self, variable: Any) -> int:
-        return self._optimizer._get_variable_index(variable)
+        """The place of a variable's leaf."""
+        return self._places[self._optimizer._get_variable_index(variable)]
 
     def _variable(self, leaf: Leaf, name: str) -> Any:
         if name == "param":
@@ -78,8 +81,8 @@ class TracedApply:
         """What they become."""
         optimizer = self._optimizer
         rate = optimizer.learning_rate if rate is None else rate
-        new, sums = self._function.values(tasks, self._read, optimizer.iterations, rate)
-        return new + ([ops.stack(sums)] if sums else [])
+        new = self._function.values(tasks, self._read, optimizer.iterations, rate)
+        return new.stores + ([ops.stack(new.sums)] if new.sums else [])
 
     # -- several gradients to a step -------------------------------------------------------------
 
@@ -89,7 +92,8 @@ class TracedApply:
         optimizer = self._optimizer
         steps = optimizer.gradient_accumulation_steps
         now = ops.equal((optimizer._iterations + 1) % steps, 0)
-        sums = {k: optimizer._accumulated_gradients[k] for k in given}
+        leaves = self._function.stepper.leaves
+        sums = {k: optimizer._accumulated_gradients[int(leaves[k].name)] for k in given}
         total = {k: ops.cast(g, sums[k].dtype) + sums[k] for k, g in given.items()}
         tasks = self._function.tasks({k: g / steps for k, g in total.items()}, NO_AVERAGE)
         targets = self._targets(tasks)

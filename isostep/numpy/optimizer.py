@@ -123,7 +123,9 @@ class Optimizer:
         assigned = assign(list(arrays), named)
         default = self._spelling.resolve(self.rule, hyperparameters)
         hyper = [
-            HyperGroup(", ".join(g.patterns), self._changed(default, g.hyperparameters))
+            HyperGroup(
+                ", ".join(g.patterns), self._spelling.changed(self.rule, default, g.hyperparameters)
+            )
             for g in named
         ]
         hyper.append(HyperGroup(DEFAULT_GROUP, default))
@@ -278,18 +280,11 @@ class Optimizer:
         changed: list[tuple[HyperGroup, dict[str, Any]]] = []
         for g in self._stepper.groups:
             if group is None or g.name == group:
-                values = self._changed(g.values, hyperparameters)
+                values = self._spelling.changed(self.rule, g.values, hyperparameters)
                 self._refuse_new_code(g, values)
                 changed.append((g, values))
         for g, values in changed:
             g.values.update(values)
-
-    def _changed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Resolved `values` with what is given, in either vocabulary, in place of theirs."""
-        arguments = self._spelling.arguments
-        replaced = {name for key in given for name in arguments.get(key, (key,))}
-        kept = {name: value for name, value in values.items() if name not in replaced}
-        return self._spelling.resolve(self.rule, {**kept, **given})
 
     def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
         before = group.values

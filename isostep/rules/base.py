@@ -226,5 +226,6 @@ def unit_interval(name: str, default: float, meaning: str, closed: bool = False)
 
 
 def is_on(value: Any) -> bool:
-    """Whether a number that may be switched off (0 or None) is on; a schedule always is."""
-    return callable(value) or bool(value)
+    """Whether a number that may be switched off (0 or None) is on; a schedule or array always
+    is."""
+    return bool(value) if value is None or isinstance(value, bool | int | float) else True

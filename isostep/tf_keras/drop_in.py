@@ -37,9 +37,14 @@ class _Factors:
         self._v = tuple(self.add_moment(v, "v", n) if n < 2 else None for v, n in ranks)
 
 
+LAZY = """lazy: step only the rows that a sparse gradient (`tf.IndexedSlices`) has; the others
+            neither move nor decay. Default: it counts as the dense gradient that it stands for."""
+
+
 def _drop_in(name: str, *between: type) -> Any:
     keras_class = getattr(tf_keras.optimizers, name)
-    made = drop_in(keras_class, "tf_keras.optimizers", FusedApply, *between, lazy=False)
+    where = "tf_keras.optimizers"
+    made = drop_in(keras_class, where, FusedApply, *between, doc=LAZY, lazy=False)
     return tf_keras.saving.register_keras_serializable(package="isostep")(made)
 
 

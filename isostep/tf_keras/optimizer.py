@@ -175,15 +175,13 @@ class FusedApply(FusedOptimizer):
     def _fuses(self) -> bool:
         """Whether all variables are stepped at once: not where a strategy keeps each of them in a
         place of its own."""
-        strategy = self._distribution_strategy
-        together = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
         apart = (
             tf.distribute.experimental.ParameterServerStrategy,
             tf.distribute.experimental.CentralStorageStrategy,
             tf.distribute.ParameterServerStrategy,
             tf.distribute.TPUStrategy,
         )
-        return isinstance(strategy, together) or not isinstance(strategy, apart)
+        return not isinstance(self._distribution_strategy, apart)
 
     def _now(self) -> FusedStep:
         """The step, made again if a setting has changed."""
@@ -215,6 +213,10 @@ class FusedApply(FusedOptimizer):
     def dtype_of(self, variable: Any) -> str:
         """The dtype that a variable is stored in, which mixed precision does not show."""
         return getattr(variable, "true_dtype", variable.dtype).name
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes an equal optimizer of; it can be written as JSON."""
+        return super().get_config() | ({"lazy": True} if self.lazy else {})
 
     def serialize_schedule(self, schedule: Any) -> Any:
         """A schedule as plain data."""

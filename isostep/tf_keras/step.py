@@ -90,8 +90,8 @@ class FusedStep:
             rows = sparse.get(int(leaf.name))
             return held if rows is None else tf.gather(held, rows)
 
-        new, sums = self._function().values(tasks, read, count, rate)
-        values = iter(new)
+        new = self._function().values(tasks, read, count, rate)
+        values = iter(new.stores)
         for task in tasks:
             rows = sparse.get(int(task.leaf.name))
             for name in task.stores:
@@ -100,8 +100,8 @@ class FusedStep:
                     variable.assign(value)
                 else:
                     variable.scatter_update(tf.IndexedSlices(value, rows))
-        if sums:
-            self._optimizer.statistics.assign(tf.stack(sums))
+        if new.sums:
+            self._optimizer.statistics.assign(tf.stack(new.sums))
 
     def _function(self) -> FunctionalStep:
         if self._functional is None:

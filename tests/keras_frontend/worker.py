@@ -103,8 +103,57 @@ def options() -> dict[str, float]:
                 apply = applier(optimizer, trained)
                 for step in range(14):
                     apply(gradients(step))
+                optimizer.finalize_variable_values(trained)
                 ends.append(values(trained))
             found[f"{rule} {name}"] = worst(*ends)
+    return found
+
+
+def around() -> dict[str, Any]:
+    """Constraints and embeddings, whose gradients TensorFlow gives as rows; the hand vector of
+    the moving average."""
+    found: dict[str, Any] = {}
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 50, size=(64, 4)), random.normal(size=(64, 1))
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    # There Keras' own rules with moments square rows that stand twice in a gradient one by one,
+    # and Adam steps the moments of the rows alone; isostep's gradients are dense everywhere.
+    for rule in ("SGD", *(() if on_tensorflow else ("Adam", "Adafactor"))):
+        ends: list[list[float]] = []
+        for classes in (keras.optimizers, isostep.keras):
+            keras.utils.set_random_seed(0)
+            layers = keras.layers
+            model = keras.Sequential(
+                [
+                    layers.Embedding(50, 8),
+                    layers.Flatten(),
+                    layers.Dense(1, kernel_constraint=keras.constraints.NonNeg()),
+                ]
+            )
+            extra = {"use_ema": True, "ema_overwrite_frequency": 3, "clipnorm": 1.0}
+            model.compile(optimizer=getattr(classes, rule)(**RULES[rule], **extra), loss="mse")
+            fitted = model.fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0)
+            ends.append(fitted.history["loss"])
+        found[rule] = worst(*[[np.array(losses)] for losses in ends])
+    if on_tensorflow:
+        import tensorflow as tf
+
+        given = tf.constant(random.normal(size=(3, 5)))
+        rows = tf.IndexedSlices(given, tf.constant([1, 4, 1]), (8, 5))
+        for rule in ("Adam", "Adafactor"):
+            tables: list[Any] = []
+            for gradient in (rows, tf.convert_to_tensor(rows)):
+                tables.append(keras.Variable(np.ones((8, 5))))
+                optimizer = getattr(isostep.keras, rule)(0.125, clipnorm=0.5)
+                for _ in range(3):
+                    optimizer.apply([gradient], tables[-1:])
+            found[rule] = worst(*[values([t]) for t in tables])
+    variable = keras.Variable(np.array(2.0))
+    optimizer = isostep.keras.SGD(1.0, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3)
+    found["average"] = []
+    for _ in range(3):
+        optimizer.apply([keras.ops.convert_to_tensor(1.0, dtype="float64")], [variable])
+        found["average"].append(float(variable))
     return found
 
 
@@ -242,6 +291,22 @@ def schedules() -> dict[str, Any]:
         "changed": worst(values(fixed), values(two)),
         "refused": refused,
     }
+
+
+def overwritten() -> dict[str, float]:
+    """Variables that Keras sets to their gradient (scales of float8) are no business of a rule."""
+    found: dict[str, float] = {}
+    for rule, given in RULES.items():
+        ends: list[list[Any]] = []
+        for classes in (keras.optimizers, isostep.keras):
+            trained = variables()
+            trained[1].overwrite_with_gradient = True
+            optimizer = getattr(classes, rule)(**given, clipnorm=0.5)
+            for step in range(3):
+                optimizer.apply(gradients(step), trained)
+            ends.append(values(trained))
+        found[rule] = worst(*ends)
+    return found
 
 
 def report() -> dict[str, Any]:
@@ -382,6 +447,8 @@ LOOKS: dict[str, Callable[[], Any]] = {
         state,
         configuration,
         schedules,
+        around,
+        overwritten,
         report,
         precision,
         mirrored,

@@ -1,13 +1,21 @@
-"""Runs `optax_cases` through optax: `python -m tests.parity.optax_reference FILE`."""
+"""Runs `optax_cases` through optax: `python -m tests.parity.optax_reference FILE`.
+
+With `update` or `apply` as a second argument isostep.jax stands in its place, and the parameters
+are stepped by that function.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+
+import isostep.jax
+from isostep.recipe import EMA, Clip
 
 from .case import Array, Case, State, defaults, record
 from .optax_cases import CASES
@@ -89,6 +97,35 @@ class OptaxRunner:
         }
 
 
+class IsostepRunner(OptaxRunner):
+    """isostep.jax, called as optax is, or by its fused form."""
+
+    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str, form: str) -> None:
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        clip = Clip(**dict([case.clip])) if case.clip else None
+        ema = EMA(case.average.momentum, start="first_update") if case.average else None
+        self.transformation = getattr(isostep.jax, case.framework_class)(
+            **case.arguments, clip=clip, ema=ema
+        )
+        self.parameters = {name: jax.numpy.asarray(a) for name, a in parameters.items()}
+        self.kept = self.transformation.init(self.parameters)
+        self.update = jax.jit(self._update if form == "update" else self._apply)
+
+    def _apply(self, gradients: Any, kept: Any, parameters: Any) -> tuple[Any, Any]:
+        return self.transformation.apply(parameters, gradients, kept)
+
+    def step(self, gradients: dict[str, Array | None]) -> None:
+        self.parameters, self.kept = self.update(gradients, self.kept, self.parameters)
+
+    def state(self) -> State:
+        trees = {"param": self.parameters, **self.kept.slots}
+        trees |= {} if self.kept.average is None else {"average": self.kept.average}
+        return {
+            name: {s: np.asarray(t[name]) for s, t in trees.items() if t[name] is not None}
+            for name in self.parameters
+        }
+
+
 def _slots(state: Any) -> list[tuple[str, Any]]:
     """(field, tree) of all optax states inside `state` that hold an array for each parameter."""
     if isinstance(state, tuple) and hasattr(state, "_fields"):
@@ -116,4 +153,8 @@ def probes() -> dict[str, Array]:
 
 
 if __name__ == "__main__":
-    record(sys.argv[1], CASES, OptaxRunner, probes)
+    if sys.argv[2:]:
+        kept = [case for case in CASES if case.framework_class != "amsgrad"]
+        record(sys.argv[1], kept, partial(IsostepRunner, form=sys.argv[2]), dtypes=["float64"])
+    else:
+        record(sys.argv[1], CASES, OptaxRunner, probes)

@@ -131,6 +131,8 @@ def test_methods_and_their_errors(looks: Any) -> None:
         "added": [2],
         "update_step": 0.5,
         "finalized": 1.5,
+        "average": [1.0, 0.0, -0.125],
+        "constraint": [0.0, 0.5],
     }
     assert {name: found.pop(name) for name in plain} == plain
     errors = {

@@ -220,6 +220,8 @@ def configuration() -> dict[str, Any]:
                 "groups": [Group("v1", weight_decay=0.0)],
                 "nonfinite": "skip",
                 "report": True,
+                "lazy": True,
+                **({"adaptive_epsilon": True} if rule == "Adam" else {}),
             },
         }.items():
             optimizer = getattr(isostep.tf_keras, rule)(**{**given, **extra})
@@ -364,6 +366,16 @@ def methods() -> dict[str, Any]:
     averaged.apply_gradients([(tf.ones(2, "float64"), v)])
     averaged.finalize_variable_values([v])
     found["finalized"] = float(v[0])
+    averaged = isostep.tf_keras.SGD(1.0, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3)
+    v = tf.Variable(np.array(2.0))
+    found["average"] = []
+    for _ in range(3):
+        averaged.apply_gradients([(tf.ones((), "float64"), v)])
+        found["average"].append(float(v))
+    bound = isostep.tf_keras.SGD(1.0, use_ema=True)
+    v = tf.Variable(np.ones(2), constraint=tf_keras.constraints.NonNeg())
+    bound.apply_gradients([(tf.constant([4.0, 0.5], "float64"), v)])
+    found["constraint"] = v.numpy().tolist()
     return found
 
 

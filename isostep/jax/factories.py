@@ -1,0 +1,160 @@
+"""The functions of optax that make an optimizer, in isostep's words and any dialect's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from isostep import dialects, rules
+from isostep.dialects import Spelling
+from isostep.errors import HyperparameterError
+from isostep.groups import Group, as_groups
+from isostep.jax.optimizer import Made, Optimizer
+from isostep.recipe import EMA, Clip
+from isostep.stepper import Options
+
+DTYPES = {
+    "mu_dtype": "exp_avg",
+    "accumulator_dtype": "momentum_buffer",
+    "dtype_momentum": "exp_avg",
+}
+"""optax' arguments that give the dtype of a slot, by the rule's name of the slot."""
+MASKS = ("mask", "weight_decay_mask")
+EXTRAS = """dialect: whose names, defaults and numbers hold: `"optax"`, `"torch"`, `"keras"`,
+            `"tf_keras"` or `"paddle"`; hyperparameters may also bear isostep's own names.
+        clip: `isostep.Clip`, of the gradients before everything else.
+        ema: `isostep.EMA`, or its momentum: a moving average of the parameters, see
+            `Optimizer.averaged`.
+        groups: `isostep.Group(pattern, **hyperparameters)` over the paths of leaves, such as
+            `"*/bias"`.
+        nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes
+            nothing.
+        master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
+        state_dtype: dtype of the slots, for all or by the rule's name of the slot; default: that
+            of the parameter.
+        report: measure norms and non-finite counts in each step; see `Optimizer.report`."""
+
+
+def _factory(optax_function: Any) -> Callable[..., Optimizer]:
+    name = optax_function.__name__
+    signature = inspect.signature(optax_function)
+
+    def make(
+        *args: Any,
+        dialect: str = "optax",
+        clip: Clip | None = None,
+        ema: EMA | float | None = None,
+        groups: Sequence[Group | Mapping[str, Any]] = (),
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
+        state_dtype: str | Mapping[str, str] | None = None,
+        report: bool = False,
+        **hyperparameters: Any,
+    ) -> Optimizer:
+        if dialect == "optax":
+            given = dict(signature.bind(*args, **hyperparameters).arguments)
+        else:
+            given = {**dict(zip(("lr",), args, strict=False)), **hyperparameters}
+            if len(args) > 1:
+                raise TypeError(f"{name}() takes one argument by place with dialect={dialect!r}")
+        if nonfinite not in ("propagate", "skip"):
+            raise HyperparameterError(
+                f"nonfinite={nonfinite!r} is not allowed: use one of propagate, skip (a compiled "
+                f"step cannot raise)"
+            )
+        masks = [given.pop(argument, None) for argument in MASKS]
+        dtypes = {s: given.pop(a) for a, s in DTYPES.items() if a in given}
+        spoken = dialects.get(dialect)
+        spelling = spoken.spelling(spoken_name(name))
+        rule = rules.get(spelling.rule)
+        made = as_groups(groups)
+        values = spelling.resolve(rule, _traceable(given, spelling))
+        own = [
+            spelling.changed(rule, values, _traceable(g.hyperparameters, spelling)) for g in made
+        ]
+        if isinstance(ema, float | int):
+            ema = EMA(float(ema), start=spoken.averaging.start)
+        options = Options(
+            clip=clip,
+            ema=ema,
+            nonfinite="skip" if nonfinite == "skip" else "propagate",
+            master_weights=master_weights,
+            state_dtype=_slot_dtypes(rule, dtypes, state_dtype),
+            report=report,
+        )
+        mask = next((m for m in masks if m is not None), None)
+        pairs = list(zip(made, own, strict=True))
+        return Optimizer(Made(rule, spoken, spelling, values, pairs, options, mask))
+
+    extra = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    make.__name__ = make.__qualname__ = name
+    make.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters=[*signature.parameters.values(), *extra], return_annotation=Optimizer
+    )
+    make.__doc__ = f"""optax.{name} in one fused step: the same arguments and numbers.
+
+    Args:
+        All arguments of optax.{name}: as there.
+        {EXTRAS}
+
+    Raises:
+        HyperparameterError: a value is out of range, or not allowed.
+        UnknownNameError: a hyperparameter that the rule does not have; a pattern without match.
+    """
+    return make
+
+
+def spoken_name(name: str) -> str:
+    """The rule that a function of optax stands for."""
+    return next(s.rule for s in dialects.get("optax").spellings.values() if s.class_name == name)
+
+
+def _traceable(given: Mapping[str, Any], spelling: Spelling) -> dict[str, Any]:
+    """Arrays, which may be traced, as schedules that give them at each step."""
+
+    def constant(value: Any) -> Callable[[Any], Any]:
+        return lambda step: value
+
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(value, jax.Array | np.ndarray):
+            found[name] = value
+        elif name not in spelling.unsupported:
+            found[name] = constant(value)
+        elif isinstance(value, Tracer):
+            raise HyperparameterError(
+                f"{spelling.class_name}: {name} is traced, and must be known: put it among the "
+                f"static_args of inject_hyperparams, or leave it out"
+            )
+        else:
+            found[name] = value.item()
+    return found
+
+
+def _slot_dtypes(
+    rule: rules.Rule, dtypes: Mapping[str, Any], asked: str | Mapping[str, str] | None
+) -> dict[str, str]:
+    """The dtype of each slot by name: what optax' arguments say, what was asked for, else the
+    parameter's."""
+    found = {slot.name: asked if isinstance(asked, str) else "param" for slot in rule.slots}
+    found |= {
+        slot: jax.dtypes.canonicalize_dtype(dtype).name
+        for slot, dtype in dtypes.items()
+        if dtype is not None
+    }
+    return found | (dict(asked) if isinstance(asked, Mapping) else {})
+
+
+sgd = _factory(optax.sgd)
+adagrad = _factory(optax.adagrad)
+rmsprop = _factory(optax.rmsprop)
+adadelta = _factory(optax.adadelta)
+adam = _factory(optax.adam)
+adamw = _factory(optax.adamw)
+adafactor = _factory(optax.adafactor)
