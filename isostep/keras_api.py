@@ -59,7 +59,8 @@ def drop_in(keras_class: Any, name: str, *before: type, doc: str = "", **extras:
     Args:
         All arguments of {name}.{called}: as there.
         weight_decay: also a schedule, a callable of the iteration.
-        groups: `isostep.Group(pattern, **hyperparameters)` over the names of variables.
+        groups: `isostep.Group(pattern, **hyperparameters)` over the names of variables: over
+            `variable.path` in Keras 3, over `variable.name` in tf_keras.
         nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes
             nothing but the iteration count.
         report: measure norms and non-finite counts in each step; see `report`.
@@ -173,16 +174,20 @@ class FusedOptimizer(Framework):
 
     # -- what a step stands on -------------------------------------------------------------------
 
-    def hyper_groups(self) -> tuple[list[HyperGroup], list[int]]:
+    def hyper_groups(self, variables: Sequence[Any]) -> tuple[list[HyperGroup], list[int]]:
         """The groups of hyperparameters, and the group of each variable.
 
         A learning rate of None in them is the optimizer's, which each step reads anew.
+
+        Raises:
+            UnknownNameError: a pattern matches none of these variables, or a hyperparameter of a
+                group is unknown.
+            HyperparameterError: a value is out of range.
         """
         rule = rules.get(self.rule)
         spelling = dialects.get(self.dialect).spelling(rule)
         given = {a: getattr(self, a) for a in spelling.arguments if a != "learning_rate"}
         default = spelling.resolve(rule, {"learning_rate": 1.0, **given})
-        variables = self.stepped_variables()
         places = assign([self.name_of(v) for v in variables], self._extras.groups)
         own: list[dict[str, Any]] = [{}, *(dict(g.hyperparameters) for g in self._extras.groups)]
         found: dict[tuple[int, bool], int] = {}
@@ -237,14 +242,14 @@ class FusedOptimizer(Framework):
             arrays: gives the array of a variable; default: stand-ins for them and for their slots.
             allocate: finds the arrays that are kept.
         """
-        groups, membership = self.hyper_groups()
+        variables = self.stepped_variables()
+        groups, membership = self.hyper_groups(variables)
         rule, dialect = rules.get(self.rule), dialects.get(self.dialect)
         spelling = dialect.spelling(rule)
         options = self.options()
         made = Stepper(
             rule, dialect, spelling, groups, options, engine, allocate or self._stand_in_slot
         )
-        variables = self.stepped_variables()
         for index, (variable, group) in enumerate(zip(variables, membership, strict=True)):
             if getattr(variable, "overwrite_with_gradient", False):
                 continue  # Keras assigns it; there are no slots
@@ -291,6 +296,9 @@ class FusedOptimizer(Framework):
         if not self.built:
             raise HyperparameterError("plan() needs variables: call optimizer.build(variables)")
         made = self.stepper(self.engine)
+        for group in made.groups:
+            if group.values["lr"] is None:
+                group.values["lr"] = float(self.learning_rate)
         variables = self.stepped_variables()
         for leaf in made.leaves:
             leaf.name = self.name_of(variables[int(leaf.name)])
@@ -331,7 +339,9 @@ class FusedOptimizer(Framework):
     def add_statistics(self) -> None:
         """Make the variable that steps write what they measure to."""
         if self._extras.report:
-            self._extras.titles = tuple(g.name for g in self.hyper_groups()[0])
+            self._extras.titles = tuple(
+                g.name for g in self.hyper_groups(self.stepped_variables())[0]
+            )
             self._extras.statistics = self.add_variable(
                 shape=(len(self._extras.titles) * len(SUMS),), dtype="float32", name="statistics"
             )

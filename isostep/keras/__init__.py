@@ -7,7 +7,8 @@ step runs isostep's kernels on the variables themselves; on JAX and TensorFlow i
 is compiled into the training step.
 
 A sparse gradient, which TensorFlow gives for embeddings, counts on every backend as the dense one
-that it stands for. (Keras' own Adam steps the moments of its rows alone on TensorFlow.)
+that it stands for. (On TensorFlow Keras clips and squares rows that stand in it twice one by one,
+and its Adam steps the moments of its rows alone.)
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class FusedApply(FusedOptimizer):
         """Make the variables of the optimizer: Keras' own, and the statistics of a report."""
         if self.built:
             return
+        self.hyper_groups(variables)  # what is wrong in the groups is said before anything is made
         super().build(variables)
         self.add_statistics()
         self._settings = self.settings()

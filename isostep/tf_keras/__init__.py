@@ -4,6 +4,9 @@
 
 Signatures, defaults, methods, variables and saving are tf_keras' own; so are distribution
 strategies. `mesh=` keeps variables and state on a mesh of `tensorflow.experimental.dtensor`.
+
+A sparse gradient counts as the dense one that it stands for, also where it is clipped: a row that
+stands in it twice is summed before, which tf_keras does after.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class FusedApply(FusedOptimizer):
         if self.built:
             return
         variables = list(var_list)
+        self.hyper_groups(variables)  # what is wrong in the groups is said before anything is made
         super().build(variables)
         self._step = FusedStep(self, variables, say_why=self._says_why)
         self.add_statistics()

@@ -227,7 +227,13 @@ def state() -> dict[str, Any]:
         planned = optimizer.plan()
         optimizer.apply([keras.ops.ones((64, 32), dtype="float32")], [matrix])
         found[name] = [kept, planned.state_bytes, optimizer.ran]
-    return found
+    matrix = keras.Variable(np.zeros((256, 256)), dtype="float32", name="m")
+    sizes: list[int] = []
+    for classes in (keras.optimizers, isostep.keras):
+        optimizer = classes.Adafactor()
+        optimizer.build([matrix])
+        sizes.append(sum(int(np.prod(v.shape)) for v in optimizer.variables[2:]))
+    return found | {"share": sizes[1] / sizes[0]}
 
 
 def configuration() -> dict[str, Any]:
@@ -286,7 +292,14 @@ def schedules() -> dict[str, Any]:
         refused = ""
     except isostep.HyperparameterError as error:
         refused = str(error)
+    typo, said = isostep.keras.SGD(0.5, groups=[Group("nosuch", weight_decay=0.0)]), []
+    for _ in range(2):  # the second try says the same
+        try:
+            typo.apply(gradients(0), variables())
+        except isostep.UnknownNameError as error:
+            said.append(str(error))
     return {
+        "typo": len(said) == 2 and said[0] == said[1],
         "scheduled": worst(values(fixed), values(one)),
         "changed": worst(values(fixed), values(two)),
         "refused": refused,
