@@ -120,7 +120,13 @@ class FunctionalStep:
         return Task(leaf, replace(self.stepper.recipe(leaf), **bare), gradient)
 
     def values(
-        self, tasks: Sequence[Task], arrays: Arrays, iteration: Any, lr: Any = None
+        self,
+        tasks: Sequence[Task],
+        arrays: Arrays,
+        iteration: Any,
+        lr: Any = None,
+        loss_scale: float = 1.0,
+        counts: Callable[[Leaf], Any] | None = None,
     ) -> Values:
         """What a step computes.
 
@@ -129,11 +135,17 @@ class FunctionalStep:
             arrays: where the old arrays are.
             iteration: number of steps that were completed.
             lr: the learning rate of groups that have none of their own.
+            loss_scale: what gradients are divided by, if the recipes unscale.
+            counts: the steps that each parameter has had; default: as many as there were.
         """
 
         @cache
-        def coefficients(group: int, dtype: str) -> dict[str, Any]:
-            return self._coefficients(group, iteration, lr, self._count_dtype or dtype)
+        def folded(group: int, dtype: str, count: Any) -> dict[str, Any]:
+            return self._coefficients(group, count, iteration, lr, loss_scale, dtype)
+
+        def coefficients(leaf: Leaf, dtype: str) -> dict[str, Any]:
+            count = None if counts is None else counts(leaf)
+            return folded(leaf.group, self._count_dtype or dtype, count)
 
         tensors = [self._tensor(task, arrays, coefficients) for task in tasks]
         outcome = traced.step(self._xp, tensors)
@@ -155,7 +167,7 @@ class FunctionalStep:
         self,
         task: Task,
         arrays: Arrays,
-        coefficients: Callable[[int, str], dict[str, Any]],
+        coefficients: Callable[[Leaf, str], dict[str, Any]],
     ) -> TracedTensor:
         leaf, recipe = task.leaf, task.recipe
         schedule = trace(recipe, recomputes=False)
@@ -165,11 +177,13 @@ class FunctionalStep:
         if task.gradient is not None:
             read["grad"] = task.gradient
         dtype = "float64" if leaf.array.dtype == np.float64 else "float32"
-        c = coefficients(leaf.group, dtype)
+        c = coefficients(leaf, dtype)
         shape = leaf.array.shape if task.shape is None else task.shape
         return TracedTensor(schedule, shape, leaf.factored_axes, read, c, dtype)
 
-    def _coefficients(self, group: int, iteration: Any, lr: Any, dtype: str) -> dict[str, Any]:
+    def _coefficients(
+        self, group: int, count: Any, iteration: Any, lr: Any, loss_scale: float, dtype: str
+    ) -> dict[str, Any]:
         made, xp = self.stepper, self._xp
         given = {
             k: v(iteration) if callable(v) else v for k, v in made.groups[group].values.items()
@@ -177,18 +191,19 @@ class FunctionalStep:
         h = SimpleNamespace(**{k: _number(xp, v, dtype) for k, v in given.items()})
         if h.lr is None:
             h.lr = xp.cast(lr, dtype)
-        t = xp.cast(iteration, dtype) + 1.0
+        done = xp.cast(iteration, dtype) + 1.0
         return recipes.coefficients(
             TracedScalars(xp, dtype),
-            t,
-            t,
+            done if count is None else xp.cast(count, dtype) + 1.0,
+            done,
             h,
             rule=made.rule,
-            clip=made.options.clip,
+            clip=made.clip_of(made.groups[group]),
             clip_eps=made.dialect.clip_eps,
             ema=made.options.ema,
             decay=made.decay_of(made.groups[group]),
             decay_times_lr=made.spelling.decay_times_lr,
+            loss_scale=loss_scale,
         )
 
 

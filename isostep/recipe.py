@@ -98,6 +98,7 @@ class Recipe:
         nonfinite: `"propagate"`, or `"skip"`/`"raise"`: stop before any write if a gradient has a
             non-finite value.
         clip: None or the kind of clipping.
+        clip_scope: the global norm is that of all tensors with this word.
         inf_norm_is_nan: an infinite norm makes every element NaN (Keras) rather than zero.
         maximize: ascend.
         decay: None, `"coupled"` or `"decoupled"`.
@@ -115,6 +116,7 @@ class Recipe:
     unscale: bool = False
     nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
     clip: Literal["value", "norm", "global_norm"] | None = None
+    clip_scope: str = ""
     inf_norm_is_nan: bool = False
     maximize: bool = False
     decay: Literal["coupled", "decoupled"] | None = None
@@ -181,7 +183,7 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
         bad = 1.0 - xp.isfinite(g)
         sums["nonfinite"] = xp.sum(bad, per="tensor")
         if recipe.nonfinite != "propagate":
-            result.blocked = xp.sum(bad, per="step")
+            result.blocked = xp.sum(bad, per="step", name="nonfinite")
     g = _clip(xp, recipe, g, c)
     if result.blocked is not None:  # after the clip, whose norm is measured in the same pass
         g = xp.after(g, result.blocked)
@@ -211,7 +213,11 @@ def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:
         return g
     if recipe.clip == "value":
         return xp.minimum(xp.maximum(g, -c.clip_threshold), c.clip_threshold)
-    norm = xp.sqrt(xp.sum(g * g, per="tensor" if recipe.clip == "norm" else "step"))
+    if recipe.clip == "norm":
+        square = xp.sum(g * g, per="tensor")
+    else:
+        square = xp.sum(g * g, per="step", name=f"norm {recipe.clip_scope}")
+    norm = xp.sqrt(square)
     scale = xp.minimum(1.0, c.clip_threshold / (norm + c.clip_eps))
     if recipe.inf_norm_is_nan:
         scale = scale + (norm - norm)

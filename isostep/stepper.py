@@ -73,13 +73,18 @@ class HyperGroup:
     Args:
         name: what people call the group.
         values: the rule's hyperparameters by canonical name; values may be schedules.
-        maximize, decay: what differs from the options of the optimizer, or None.
+        maximize, decay, clip: what differs from the options of the optimizer, or None.
+        unclipped: its gradients are not clipped, and no part of a norm.
+        clip_scope: its global norm is that of all groups with this word.
     """
 
     name: str
     values: dict[str, Any]
     maximize: bool | None = None
     decay: DecayKind | None = None
+    clip: Clip | None = None
+    unclipped: bool = False
+    clip_scope: str = ""
 
     def at(self, t: int) -> SimpleNamespace:
         """The values for the step that follows `t` completed ones."""
@@ -185,7 +190,29 @@ class Stepper:
             self._fill(leaf)
         self._prepared.clear()
 
+    def regroup(self, groups: Sequence[HyperGroup], membership: Sequence[int]) -> None:
+        """Other groups, or other hyperparameters in them.
+
+        Args:
+            groups: all groups.
+            membership: the group of each leaf.
+        """
+        before = [self._code(self.groups[leaf.group]) for leaf in self.leaves]
+        self.groups = list(groups)
+        self._group_of = np.array(membership, dtype=np.int64)
+        for leaf, group in zip(self.leaves, membership, strict=True):
+            leaf.group = group
+        if [self._code(self.groups[leaf.group]) for leaf in self.leaves] != before:
+            self.refresh()
+
     # -- what is decided once --------------------------------------------------------------------
+
+    def _code(self, group: HyperGroup) -> Any:
+        """What of a group selects code."""
+        switches = self.rule.switches(SimpleNamespace(**group.values))
+        clip = self.clip_of(group)
+        how = (group.maximize, self.decay_of(group), clip and clip.kind, group.clip_scope)
+        return switches, how, self._decays()
 
     def _static(self, group: int) -> SimpleNamespace:
         return SimpleNamespace(**self.groups[group].values)
@@ -193,6 +220,7 @@ class Stepper:
     def recipe(self, leaf: Leaf) -> Recipe:
         """The static side of this parameter's step."""
         o, ema, group = self.options, self.options.ema, self.groups[leaf.group]
+        clip = self.clip_of(group)
         switches = dict(self.rule.switches(self._static(leaf.group)))
         switches["factored"] = leaf.factored_axes is not None
         return Recipe(
@@ -200,8 +228,9 @@ class Stepper:
             switches=tuple(sorted(switches.items())),
             unscale=o.unscale,
             nonfinite=o.nonfinite,
-            clip=o.clip.kind if o.clip else None,
-            inf_norm_is_nan=o.clip is not None and o.clip.kind in self.dialect.inf_norm_is_nan,
+            clip=clip.kind if clip else None,
+            clip_scope=group.clip_scope,
+            inf_norm_is_nan=clip is not None and clip.kind in self.dialect.inf_norm_is_nan,
             maximize=o.maximize if group.maximize is None else group.maximize,
             decay=self.decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
@@ -214,6 +243,10 @@ class Stepper:
     def decay_of(self, group: HyperGroup) -> DecayKind:
         """Where weight decay acts in this group."""
         return group.decay or self.options.decay or self.spelling.decay
+
+    def clip_of(self, group: HyperGroup) -> Clip | None:
+        """What bounds the gradients of this group."""
+        return None if group.unclipped else group.clip or self.options.clip
 
     def _decays(self) -> bool:
         # One group's decay puts it into everyone's kernel, with a coefficient of zero.
@@ -383,7 +416,7 @@ class Stepper:
             self.iteration + 1,
             h,
             rule=self.rule,
-            clip=self.options.clip,
+            clip=self.clip_of(self.groups[group]),
             clip_eps=self.dialect.clip_eps,
             ema=self.options.ema,
             decay=self.decay_of(self.groups[group]),

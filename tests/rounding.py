@@ -144,7 +144,7 @@ class BoundedNamespace:
         count = np.size(x.value) / np.size(total.value)
         return x.rounded(total.value / count, total.error / count)
 
-    def sum(self, x: Bounded, *, per: str) -> Bounded:
+    def sum(self, x: Bounded, *, per: str, name: str = "") -> Bounded:
         if per == "step":
             total = self.sum(x, per="tensor")
             self.own.append(total)

@@ -158,15 +158,15 @@ class Graph:
             domain = join(domain, arg.domain)
         return self._node(op, args, domain)
 
-    def reduce(self, op: Literal["sum", "mean"], x: Any, per: Domain) -> Symbol:
-        """A sum or mean of `x` over everything that shares one `per`."""
+    def reduce(self, op: Literal["sum", "mean"], x: Any, per: Domain, name: str = "") -> Symbol:
+        """A sum or mean of `x` over everything that shares one `per`, and `name` if it is given."""
         if op == "sum" and per == "step" and isinstance(x, Symbol) and x.domain == "element":
             x = self.reduce("sum", x, "tensor")
         if not isinstance(x, Symbol) or (x.domain, per) not in REDUCTIONS:
             source = x.domain if isinstance(x, Symbol) else type(x).__name__
             allowed = ", ".join(f"{a} to {b}" for a, b in sorted(REDUCTIONS))
             raise ValueError(f"cannot reduce from {source} to {per}; possible are {allowed}")
-        return self._node(op, (x,), per)
+        return self._node(op, (x,), per, name)
 
     def _node(
         self,
@@ -220,8 +220,9 @@ class SymbolNamespace:
     def mean(self, x: Any, *, per: Domain) -> Symbol:
         return self.graph.reduce("mean", x, per)
 
-    def sum(self, x: Any, *, per: Domain) -> Symbol:
-        return self.graph.reduce("sum", x, per)
+    def sum(self, x: Any, *, per: Domain, name: str = "") -> Symbol:
+        """A sum; one per step is over all tensors whose recipes have a sum of this name."""
+        return self.graph.reduce("sum", x, per, name)
 
     def after(self, x: Any, decided: Any, /) -> Symbol:
         """`x`, but not before `decided` is known: nothing computed from it runs in a step that

@@ -124,10 +124,6 @@ class _Values:
         for node, total in zip(step.tensor_sums, sums, strict=True):
             known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
 
-    def step_sums(self, number: int) -> list[Symbol]:
-        """The sums over all tensors that are due before pass `number`."""
-        sums = self.schedule.step_sums
-        return sums[number] if number < len(sums) else []
 
     @property
     def blocked(self) -> int:
@@ -169,12 +165,32 @@ def _execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) 
 
 
 def _combine(values: list[_Values], number: int) -> None:
-    """Sums over all tensors: the n-th such sum of every cohort is one and the same."""
-    for same in zip(*(v.step_sums(number) for v in values), strict=True):
-        terms = [v.known[n.args[0].index] for v, n in zip(values, same, strict=True)]
+    """Sums over all tensors that are due before pass `number`."""
+    for same in alike([v.schedule.step_sums for v in values], number):
+        terms = [values[k].known[node.args[0].index] for k, node in same]
         total = _exact_sum([x for term in terms for x in term.tolist()])
-        for value, node in zip(values, same, strict=True):
-            value.known[node.index] = total
+        for k, node in same:
+            values[k].known[node.index] = total
+
+
+def alike(sums: Sequence[list[list[Symbol]]], number: int) -> list[list[tuple[int, Symbol]]]:
+    """The sums over tensors that are due before pass `number`, each with its nodes.
+
+    Those of one name are one sum; of those without a name the n-th of each schedule.
+
+    Args:
+        sums: the `step_sums` of all schedules.
+
+    Returns:
+        For each sum the places of its schedules and its node in each.
+    """
+    found: dict[tuple[str, int], list[tuple[int, Symbol]]] = {}
+    for k, of_passes in enumerate(sums):
+        seen: list[str] = []
+        for node in of_passes[number] if number < len(of_passes) else []:
+            found.setdefault((node.name, seen.count(node.name)), []).append((k, node))
+            seen.append(node.name)
+    return list(found.values())
 
 
 def _exact_sum(terms: list[float]) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from isostep.compile.schedule import Pass, Schedule
 from isostep.compile.trace import Symbol
+from isostep.engines.cohort import alike
 from isostep.rules.base import SCALARS
 
 
@@ -212,13 +213,9 @@ def step(xp: TracedNamespace, tensors: Sequence[TracedTensor]) -> TracedOutcome:
 
 
 def _combine(values: list[_Values], number: int) -> None:
-    """Sums over all tensors: the n-th such sum of every tensor is one and the same."""
-    due = [
-        (v, v.schedule.step_sums[number])
-        for v in values
-        if number < len(v.schedule.step_sums) and v.schedule.step_sums[number]
-    ]
-    for place in range(len(due[0][1]) if due else 0):
-        total = reduce(add, [v.known[sums[place].args[0].index] for v, sums in due])
-        for v, sums in due:
-            v.known[sums[place].index] = _as(v.xp, total, v.tensor.dtype)
+    """Sums over all tensors that are due before pass `number`."""
+    for same in alike([v.schedule.step_sums for v in values], number):
+        total = reduce(add, [values[k].known[node.args[0].index] for k, node in same])
+        for k, node in same:
+            value = values[k]
+            value.known[node.index] = _as(value.xp, total, value.tensor.dtype)

@@ -1,26 +1,17 @@
-"""Sparse gradients: their dense meaning where torch has one, or only the rows that they have.
-
-A lazy step treats each row present as a tensor of its own, so that one call of the kernel steps all
-of them; rows that are absent neither move nor decay. This is Paddle's `lazy_mode`. A moving average
-is another matter: it goes on for all rows.
-"""
+"""torch's sparse gradients: their dense meaning where torch has one, or only their rows."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from isostep.compile.arrays import Array
-from isostep.engines.cohort import Cohort, Runner
+from isostep.engines.cohort import Runner
 from isostep.engines.leaf import Leaf
-from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
+from isostep.rows import obstacle, row_runner
 from isostep.stepper import Stepper
-from isostep.torch.tensors import DTYPE_NAMES, numpy_view
-from isostep.tracing import trace, works_by_element
+from isostep.torch.tensors import numpy_view
 
 SPARSE_RULES = ("SGD", "Adagrad")
 """The rules whose torch classes take sparse gradients."""
@@ -75,7 +66,7 @@ class RowRunners:
         """Hold no gradient after the step."""
         self._values = []
 
-    def _runner(self, index: int, grad: torch.Tensor) -> NativeRunner | None:
+    def _runner(self, index: int, grad: torch.Tensor) -> Runner | None:
         """The rows of one parameter; None if the gradient has none.
 
         Args:
@@ -85,45 +76,17 @@ class RowRunners:
         Raises:
             GradientError: rows cannot be stepped on their own.
         """
-        leaf = self._stepper.leaves[index]
-        recipe = self._stepper.recipe(leaf)
-        if recipe.average and self._stepper.dialect.averaging.without_gradient:
-            recipe = replace(recipe, average=False, overwrite=False)  # all rows follow, idle
-        self._check(leaf, grad)
-        rows = grad.indices()[0].numpy()
+        self._check(self._stepper.leaves[index], grad)
         values = grad.values().resolve_conj().contiguous()
-        if not len(rows) or not leaf.array.size:
-            return None
         self._values.append(values)  # must live as long as the step
-        width = leaf.array.size // leaf.array.shape[0]
-        arrays = [Array("grad", DTYPE_NAMES[values.dtype])]
-        arrays += [Array(n, a.dtype.name) for n, a in leaf.arrays.items()]
-        columns = [_addresses(numpy_view(values).reshape(-1), np.arange(len(rows)), width)]
-        columns += [_addresses(a, rows, width) for a in leaf.arrays.values()]
-        cohort = Cohort(
-            trace(recipe),
-            arrays,
-            "flat",
-            [(1, 1, width)] * len(rows),
-            np.full(len(rows), index),
-            title=self._stepper.rule.name,
-        )
-        return NativeRunner(cohort, np.stack(columns, axis=1))
+        return row_runner(self._stepper, index, grad.indices()[0].numpy(), numpy_view(values))
 
     def _check(self, leaf: Leaf, grad: torch.Tensor) -> None:
+        why = obstacle(self._stepper, leaf)
         if grad.sparse_dim() != 1:
             why = f"it is sparse along {grad.sparse_dim()} axes"
-        elif leaf.staged or not leaf.in_order:
-            why = "the parameter's rows do not lie one after the other in memory"
-        elif not works_by_element(self._stepper.recipe(leaf)):
-            why = f"{self._stepper.rule.name} looks at a parameter as a whole"
-        else:
-            return
-        raise GradientError(
-            f"lazy=True: the sparse gradient of {leaf.name!r} cannot be stepped row by row: {why}; "
-            f"pass grad.to_dense()"
-        )
-
-
-def _addresses(array: Any, rows: Any, width: int) -> Any:
-    return array.ctypes.data + rows * (width * array.itemsize)
+        if why:
+            raise GradientError(
+                f"lazy=True: the sparse gradient of {leaf.name!r} cannot be stepped row by row: "
+                f"{why}; pass grad.to_dense()"
+            )

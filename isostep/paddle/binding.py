@@ -1,0 +1,235 @@
+"""An optimizer's parameters, accumulators and settings, bound to a stepper over their memory.
+
+What may change at any step (settings, which parameters have gradients, where these lie) is looked
+at in every step; a binding is made anew where memory has moved or a state was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn.clip import merge_selected_rows
+
+from isostep import dialects
+from isostep.engines.cohort import Runner
+from isostep.engines.native import NativeRunner
+from isostep.errors import GradientError
+from isostep.paddle import accumulators
+from isostep.paddle.accumulators import Slots
+from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.tensors import addresses, check_steppable, dtype_name, numpy_view, view_at
+from isostep.report import Report
+from isostep.rows import obstacle, row_runner
+from isostep.rules import Rule
+from isostep.stepper import DTYPES, HyperGroup, Stepper
+
+
+class Binding:
+    """A stepper over the parameters of one optimizer, by kernels.
+
+    Args:
+        optimizer: the optimizer.
+        rule: its rule.
+        counts: the steps that parameters have had, by name.
+    """
+
+    def __init__(self, optimizer: Any, rule: Rule, counts: dict[str, int]) -> None:
+        self._optimizer, self._counts = optimizer, counts
+        self._hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
+        self._params: list[Any] = []
+        self._owners: list[int] = []
+        self._places: dict[int, int] = {}
+        self._raw: list[Any] = []
+        self._factors: list[float] = []
+        self._by_name: dict[str, Any] = {}
+        self._slots = Slots(optimizer, self._by_name, optimizer.spelling.slots)
+        self.stepper = Stepper(
+            rule,
+            dialects.get("paddle"),
+            optimizer.spelling,
+            [],
+            optimizer.options(),
+            "native",
+            self._slots,
+        )
+        self._tensors: list[Any] = []
+        self._where = addresses([])
+        self._shapes: list[Any] = []
+        self._grads = np.zeros(0, dtype=np.int64)
+        self._held: list[Any] = []
+
+    def stale(self) -> bool:
+        """Whether a parameter or an accumulator lies elsewhere than before."""
+        return not np.array_equal(addresses(self._tensors), self._where)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def step(self, pairs: Sequence[tuple[Any, Any]], owners: Sequence[int]) -> Report | None:
+        """One step.
+
+        Args:
+            pairs: parameters, each with its gradient.
+            owners: the parameter group of each.
+        """
+        self._take(pairs, owners)
+        self._refresh()
+        try:
+            rows, dtypes = self._collect(pairs)
+            made = self.stepper
+            rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
+            before = made.iteration
+            scale = 1.0 / rescale if rescale else float("inf")
+            report = made.step(dtypes, self._bind, scale, [r for r in rows.values() if r])
+            if made.iteration != before:
+                empty = [k for k, runner in rows.items() if runner is None]
+                made.steps[empty] += 1  # a gradient without rows is a step all the same
+                for param, _ in pairs:  # kernels write past autograd's eyes
+                    param._bump_inplace_version()
+        finally:
+            self._held = []
+        return report
+
+    def _take(self, pairs: Sequence[tuple[Any, Any]], owners: Sequence[int]) -> None:
+        """Take in the parameters that have a gradient for the first time."""
+        fresh = [k for k, (p, _) in enumerate(pairs) if id(p) not in self._places]
+        if not fresh:
+            return
+        params, belongs = [pairs[k][0] for k in fresh], [owners[k] for k in fresh]
+        for param in params:
+            check_steppable(param)
+        known = set(self._optimizer._already_create_accumulator)
+        self._slots.fresh = {p.name for p in params} - known
+        for group in sorted(set(belongs)):
+            members = [p for p, g in zip(params, belongs, strict=True) if g == group]
+            settings = self._optimizer._param_groups[group] if self._optimizer.grouped else {}
+            accumulators.create(self._optimizer, members, settings)
+        self._params += params
+        self._owners += belongs
+        self._raw = self._hyper.raw(self._params, self._owners)
+        made = self.stepper
+        known_leaves = len(made.leaves)
+        groups, membership, self._factors = self._hyper.groups(self._raw)
+        made.regroup(groups, membership[:known_leaves])
+        for param, group in zip(params, membership[known_leaves:], strict=True):
+            self._places[id(param)] = len(made.leaves)
+            self._by_name[param.name] = param
+            made.add(param.name, numpy_view(param), group, self._counts.get(param.name, 0))
+        self._slots.fresh = set()
+        self._tensors = [*self._params, *self._slots.tensors]
+        self._where = addresses(self._tensors)
+        self._shapes = [p.shape for p in self._params]
+
+    def _refresh(self) -> None:
+        """Follow what was set since the last step."""
+        raw = self._hyper.raw(self._params, self._owners)
+        if raw != self._raw:
+            groups, membership, self._factors = self._hyper.groups(raw)
+            self.stepper.regroup(groups, membership)
+            self._raw = raw
+        rate = float(self._optimizer.get_lr())
+        for group, factor in zip(self.stepper.groups, self._factors, strict=True):
+            group.values["lr"] = rate * factor
+
+    def _collect(
+        self, pairs: Sequence[tuple[Any, Any]]
+    ) -> tuple[dict[int, Runner | None], tuple[str | None, ...]]:
+        """Where the gradients lie, their dtypes, and what steps those of which only rows are
+        there."""
+        rows: dict[int, Runner | None] = {}
+        if self._hyper.foreign(self._raw):
+            pairs = self._optimizer.prepared(pairs, self._hyper)
+        grads: list[Any] = [None] * len(self._params)
+        for param, grad in pairs:
+            grads[self._places[id(param)]] = grad
+        lazy = [self._optimizer.lazy_in(owner) for owner in self._owners]
+        for k, grad in enumerate(grads):
+            if grad is None or grad.is_dense():
+                continue
+            index, values = _merged(grad)
+            if lazy[k]:
+                self._check_rows(k)
+                self._held.append(values)
+                rows[k], grads[k] = row_runner(self.stepper, k, index, values), None
+            else:
+                grads[k] = np.zeros(tuple(self._shapes[k]), values.dtype)
+                grads[k][index] = values
+        self._held.append(grads)
+        self._grads, dtypes = self._looked_at(grads)
+        return rows, dtypes
+
+    def _looked_at(self, grads: list[Any]) -> tuple[Any, tuple[str | None, ...]]:
+        """The address and the dtype of each gradient."""
+        found = np.zeros(len(grads), dtype=np.int64)
+        dtypes: list[str | None] = [None] * len(grads)
+        for k, grad in enumerate(grads):
+            if isinstance(grad, np.ndarray):
+                found[k], dtypes[k] = grad.ctypes.data, grad.dtype.name
+            elif grad is not None:
+                if not grad.is_contiguous():
+                    grads[k] = grad = grad.contiguous()
+                if grad.shape != self._shapes[k]:
+                    raise GradientError(
+                        f"the gradient of {self._params[k].name!r} has shape {grad.shape}, and the "
+                        f"parameter {self._shapes[k]}; nothing was changed"
+                    )
+                found[k], dtypes[k] = grad.data_ptr() or 0, _NAMES.get(grad.dtype)
+                if dtypes[k] is None:
+                    raise GradientError(
+                        f"the gradient of {self._params[k].name!r} is {grad.dtype}: that has no "
+                        f"kernel; use one of {', '.join(DTYPES)}"
+                    )
+        return found, tuple(dtypes)
+
+    def _check_rows(self, k: int) -> None:
+        why = obstacle(self.stepper, self.stepper.leaves[k])
+        if why:
+            raise GradientError(
+                f"lazy_mode=True: the sparse gradient of {self._params[k].name!r} cannot be "
+                f"stepped row by row: {why}"
+            )
+
+    def _bind(self, runner: Runner) -> None:
+        assert isinstance(runner, NativeRunner)
+        runner.refresh("grad", self._grads[runner.cohort.members])
+
+    # -- counts ----------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """The steps that each parameter has had, by name."""
+        names = [leaf.name for leaf in self.stepper.leaves]
+        return dict(zip(names, self.stepper.steps.tolist(), strict=True))
+
+    def betas(self) -> dict[str, dict[str, float]]:
+        """The betas of each parameter, by its name."""
+        groups: list[HyperGroup] = self.stepper.groups
+        return {leaf.name: groups[leaf.group].values for leaf in self.stepper.leaves}
+
+    # -- looking in ------------------------------------------------------------------------------
+
+    @property
+    def ran(self) -> list[str]:
+        """What ran in the last step."""
+        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self.stepper.last]
+
+    @property
+    def source(self) -> str:
+        """The source of what ran in the last step."""
+        return "\n\n".join(r.source for r in self.stepper.last)
+
+
+_NAMES = {getattr(paddle, name): name for name in DTYPES}
+
+
+def _merged(grad: Any) -> tuple[Any, Any]:
+    """The rows that a sparse gradient has, each once, and their values; duplicates are summed."""
+    merged = merge_selected_rows(grad)
+    kept = merged.get_selected_rows()
+    tensor = kept.get_tensor()
+    shape = tensor.shape()
+    values = view_at(tensor._ptr() if len(kept.rows()) else 0, shape, dtype_name(merged.dtype))
+    return np.array(kept.rows(), dtype=np.int64), values.copy()
+
+

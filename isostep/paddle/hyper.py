@@ -1,0 +1,211 @@
+"""What Paddle's optimizers and parameters say of a step, read anew each time: any may be edited.
+
+Paddle keeps it in four places: attributes of the optimizer, its parameter groups, attributes of
+each parameter (`optimize_attr`, `regularizer`, `need_clip`), and functions of the user (`lr_ratio`,
+`apply_decay_param_fun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paddle.nn import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
+from paddle.regularizer import L2Decay
+
+from isostep.dialects import Spelling
+from isostep.errors import HyperparameterError
+from isostep.recipe import Clip
+from isostep.rules import Rule
+from isostep.stepper import HyperGroup
+
+OF_ALL = ("amsgrad",)
+"""Arguments that Paddle does not look for in groups."""
+
+_UNTOUCHED: dict[str, Any] = {"learning_rate": 1.0}
+
+
+class Hyperparameters:
+    """What a rule reads of one optimizer.
+
+    Args:
+        optimizer: the optimizer.
+        rule, spelling: its rule, and how Paddle spells it.
+    """
+
+    def __init__(self, optimizer: Any, rule: Rule, spelling: Spelling) -> None:
+        self._optimizer, self._rule, self._spelling = optimizer, rule, spelling
+        self._named = [a for a in spelling.arguments if a not in ("learning_rate", "weight_decay")]
+        self._decoupled = spelling.decay == "decoupled"
+
+    def raw(self, params: Sequence[Any], owners: Sequence[int]) -> list[Any]:
+        """What is set now, to be compared with what was set before.
+
+        Args:
+            params: the parameters.
+            owners: the parameter group of each.
+        """
+        optimizer = self._optimizer
+        scales = [_scale(getattr(p, "optimize_attr", _UNTOUCHED)) for p in params]
+        ratio, chosen = optimizer.lr_ratio, optimizer.decays
+        return [
+            self.settings(),
+            list(owners),
+            scales,
+            [_reading(getattr(p, "regularizer", None)) for p in params],
+            [getattr(p, "need_clip", True) for p in params],
+            None if ratio is None else [_ratio(ratio(p), p) for p in params],
+            None if chosen is None else [bool(chosen(p.name)) for p in params],
+        ]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Hyperparameters, decay and clip of each parameter group."""
+        groups = self._optimizer._param_groups
+        grouped = bool(groups) and isinstance(groups[0], dict)
+        return [self._setting(group) for group in (groups if grouped else [{}])]
+
+    def _setting(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        optimizer = self._optimizer
+        found = {a: _plain(getattr(optimizer, attribute(optimizer, a))) for a in self._named}
+        found |= {a: _plain(group[a]) for a in self._named if a in group and a not in OF_ALL}
+        if self._decoupled:
+            found["weight_decay"] = _plain(group.get("weight_decay", optimizer._weight_decay))
+        elif "regularization_coeff" in group:  # Momentum's
+            found["weight_decay"] = group["regularization_coeff"]
+        else:
+            found["weight_decay"] = getattr(
+                optimizer, "_regularization_coeff", _coefficient(optimizer.regularization)
+            )
+        found["grad_clip"] = group.get("grad_clip") if group else optimizer._grad_clip
+        return found
+
+    def foreign(self, raw: list[Any]) -> bool:
+        """Whether Paddle itself must clip and regularise: there is something that no kernel of
+        isostep has."""
+        settings, _, _, regularizers, *_ = raw
+        clips = [s["grad_clip"] for s in settings]
+        rescaled = getattr(self._optimizer, "_rescale_grad", 1.0) <= 0 and any(clips)
+        known = all(c is None or as_clip(c) is not None for c in clips)
+        return rescaled or not known or any(map(self.regularizes, regularizers)) or self.general
+
+    @property
+    def general(self) -> bool:
+        """Whether the regularisation of all parameters is one that no kernel has."""
+        whole = self._optimizer.regularization
+        return whole is not None and _coefficient(whole) is None
+
+    def regularizes(self, regularizer: Any) -> bool:
+        """Whether a parameter's own regularisation, as in `raw`, is one that no kernel has."""
+        if self._decoupled:  # it comes beside the decay
+            return regularizer is not None
+        return not isinstance(regularizer, float | None)
+
+    def groups(self, raw: list[Any]) -> tuple[list[HyperGroup], list[int], list[float]]:
+        """Parameters with the same hyperparameters as one group each.
+
+        Returns:
+            The groups, the group of each parameter, and the factor on the learning rate in each
+            group. Learning rates are left at 1.
+
+        Raises:
+            HyperparameterError: a value is out of its range.
+        """
+        settings, owners, scales, regularizers, needs, ratios, decaying = raw
+        apart = self.foreign(raw)
+        found: dict[Any, int] = {}
+        groups: list[HyperGroup] = []
+        factors: list[float] = []
+        membership: list[int] = []
+        for k, owner in enumerate(owners):
+            scale = scales[k] * (1.0 if ratios is None else ratios[k])
+            decay = self._decay(settings[owner], regularizers[k])
+            if decaying is not None and not decaying[k]:
+                decay = 0.0
+            key = (owner, scale, decay, bool(needs[k]))
+            if key not in found:
+                found[key] = len(groups)
+                groups.append(self._group(settings, key, apart))
+                factors.append(scale)
+            membership.append(found[key])
+        return groups, membership, factors
+
+    def _decay(self, setting: dict[str, Any], regularizer: Any) -> float:
+        if self._decoupled or regularizer is None:
+            return setting["weight_decay"] or 0.0
+        return regularizer if isinstance(regularizer, float) else 0.0
+
+    def _group(self, settings: list[dict[str, Any]], key: Any, apart: bool) -> HyperGroup:
+        owner, scale, decay, clipped = key
+        given = {a: settings[owner][a] for a in self._named}
+        values = self._spelling.resolve(self._rule, {"learning_rate": 1.0, **given})
+        values["weight_decay"] = self._rule.hyperparameter("weight_decay").check(decay)
+        clip = None if apart else as_clip(settings[owner]["grad_clip"])
+        rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
+        if clip is not None and rescale != 1.0:  # which comes after Paddle's clipping
+            clip = Clip(**{clip.kind: clip.threshold * rescale})
+        extras = {"rate x": scale, "decay": decay} if scale != 1.0 else {"decay": decay}
+        words = [f"{name} {value:g}" for name, value in extras.items() if value]
+        words += ["not clipped"] * (clip is not None and not clipped)
+        return HyperGroup(
+            ", ".join([f"group {owner}", *words]),
+            values,
+            clip=clip,
+            unclipped=clip is None or not clipped,
+            clip_scope=self._scope(settings, owner),
+        )
+
+    def _scope(self, settings: list[dict[str, Any]], owner: int) -> str:
+        """Which parameters make up one global norm: those of all groups with the same clip, or
+        those of one group."""
+        if self._optimizer.clips_per_group:
+            return str(owner)
+        clips = [s["grad_clip"] for s in settings]
+        mine = as_clip(clips[owner])
+        return str(next(k for k, c in enumerate(clips) if as_clip(c) == mine))
+
+
+def attribute(optimizer: Any, argument: str) -> str:
+    """Where Paddle's classes keep an argument."""
+    return f"_{argument}" if hasattr(optimizer, f"_{argument}") else argument
+
+
+def as_clip(clip: Any) -> Clip | None:
+    """A clip of Paddle as isostep's; None for none, and for those that kernels do not have."""
+    kind = type(clip)  # a subclass may do anything
+    if kind is ClipGradByGlobalNorm:
+        return Clip(global_norm=clip.clip_norm)
+    if kind is ClipGradByNorm:
+        return Clip(norm=clip.clip_norm)
+    if kind is ClipGradByValue and clip.min == -clip.max:
+        return Clip(value=clip.max)
+    return None
+
+
+def _coefficient(regularizer: Any) -> float | None:
+    """The coefficient of L2 decay; None of anything else."""
+    if isinstance(regularizer, int | float):
+        return float(regularizer)
+    return float(regularizer._coeff) if type(regularizer) is L2Decay else None
+
+
+def _reading(regularizer: Any) -> Any:
+    """The coefficient of L2 decay, or what else it is."""
+    return None if regularizer is None else _coefficient(regularizer) or regularizer
+
+
+def _scale(attributes: Any) -> float:
+    scale = (attributes or _UNTOUCHED).get("learning_rate", 1.0)
+    return scale if type(scale) is float else float(scale)
+
+
+def _ratio(ratio: Any, param: Any) -> float:
+    if not 0 <= float(ratio) < float("inf"):
+        raise HyperparameterError(
+            f"lr_ratio of {param.name!r} is {ratio!r}: it must be a number in [0, inf)"
+        )
+    return float(ratio)
+
+
+def _plain(value: Any) -> Any:
+    """Hyperparameters as Python numbers: Paddle takes tensors for some."""
+    return value if isinstance(value, bool | int | float | str | None) else float(value)

@@ -1,0 +1,466 @@
+"""The step that replaces Paddle's: one fused pass over all parameters of an optimizer.
+
+`FusedStep` goes before a class of paddle.optimizer. Constructor, errors, groups and accumulators
+stay Paddle's own; only the arithmetic, and the loop around it, is isostep's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, ClassVar
+
+import paddle
+from paddle.base import core, framework
+from paddle.optimizer.lr import LRScheduler
+
+from isostep import rules
+from isostep.dialects import Spelling
+from isostep.errors import HyperparameterError
+from isostep.paddle import accumulators
+from isostep.paddle.accumulators import POWERS, power_after, powers, steps_of
+from isostep.paddle.binding import Binding
+from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.options import Extras, checked
+from isostep.paddle.program import ArrayStep
+from isostep.paddle.planning import plan
+from isostep.paddle.state import Saved, load, named
+from isostep.paddle.tensors import numpy_view
+from isostep.plan import Plan
+from isostep.report import Report
+from isostep.stepper import Engine, Options
+
+WIDE = ("Adam", "AdamW", "Adafactor")
+"""The rules whose accumulators are float32 also beside a parameter of low precision."""
+Pairs = Sequence[tuple[Any, Any]]
+Framework: Any = object
+"""Stands for the class of Paddle that follows `FusedStep` in the bases."""
+
+
+class FusedStep(Framework):
+    """The fused step, for a class of Paddle that follows it in the bases."""
+
+    rule: ClassVar[str]
+    spelling: ClassVar[Spelling]
+    paddle_signature: ClassVar[inspect.Signature]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
+        self._extras = checked(given)
+        self._binding: Binding | None = None
+        self._counts: dict[str, int] = {}
+        self._iteration, self._skipped = 0, 0
+        self._report: Report | None = None
+        self._array_ran = ""
+        self._behind = False  # the powers of the betas are those of an earlier step
+        self._shown = False  # and someone may have edited them
+        arguments = type(self).paddle_signature.bind(*args, **kwargs).arguments
+        ratio = arguments.pop("lr_ratio", None)
+        if ratio is not None and not callable(ratio):
+            raise TypeError(
+                f"lr_ratio must be a function of the parameter, not {type(ratio).__name__}"
+            )
+        arguments["parameters"], self._structured = named(arguments.get("parameters"))
+        super().__init__(**arguments)
+        if ratio is not None:  # Paddle itself refuses it on CPUs
+            self._lr_ratio = ratio
+
+    # -- what a step stands on -------------------------------------------------------------------
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there are parameter groups."""
+        return bool(self._param_groups) and isinstance(self._param_groups[0], dict)
+
+    @property
+    def lr_ratio(self) -> Callable[[Any], float] | None:
+        """The user's factor on the learning rate, by parameter."""
+        return getattr(self, "_lr_ratio", None)
+
+    @property
+    def decays(self) -> Callable[[str], bool] | None:
+        """The user's choice of what decays, by name of the parameter."""
+        return getattr(self, "_apply_decay_param_fun", None)
+
+    @property
+    def engine(self) -> Engine:
+        """What is asked to run steps in dynamic graphs."""
+        return self._extras.engine
+
+    @property
+    def clips_per_group(self) -> bool:
+        """Whether a global norm is that of one group."""
+        return self._extras.clip_per_group
+
+    def lazy_in(self, group: int) -> bool:
+        """Whether sparse gradients in a group touch only the rows that they have."""
+        own = self._param_groups[group] if self.grouped else {}
+        return bool(own.get("lazy_mode", getattr(self, "_lazy_mode", False)))
+
+    def rate(self) -> Any:
+        """The learning rate: a number, or in a program its variable."""
+        if paddle.in_dynamic_mode():
+            return float(self.get_lr())
+        self._create_global_learning_rate()
+        variable = self._global_learning_rate()
+        return lambda _: variable
+
+    def options(self) -> Options:
+        """What a step does besides the rule."""
+        return Options(
+            ema=self._extras.ema,
+            nonfinite=self._extras.nonfinite,
+            unscale=getattr(self, "_rescale_grad", 1.0) != 1.0,
+            master_weights=bool(self._multi_precision),
+            state_dtype=None if self._multi_precision or self.rule in WIDE else "param",
+            report=self._extras.report,
+        )
+
+    def prepared(self, pairs: Pairs, hyper: Hyperparameters) -> list[tuple[Any, Any]]:
+        """The gradients as Paddle clips and regularises them, where no kernel does it so.
+
+        Args:
+            pairs: parameters, each with its gradient.
+            hyper: knows which regularisation is left to the kernel.
+        """
+        owners, settings = self.owners(pairs), hyper.settings()
+        clips = [settings[owner]["grad_clip"] for owner in owners]
+        scopes = [(id(c), o if self.clips_per_group else 0) for c, o in zip(clips, owners)]
+        result: list[Any] = list(pairs)
+        for scope in set(scopes):
+            places = [k for k, s in enumerate(scopes) if s == scope]
+            clip = clips[places[0]]
+            if clip is not None:
+                new = clip([pairs[k] for k in places])
+                for k, pair in zip(places, new, strict=True):
+                    result[k] = pair
+        return [
+            (p, self._create_regularization_of_grad(p, g, self.regularization))
+            if hyper.general or hyper.regularizes(getattr(p, "regularizer", None))
+            else (p, g)
+            for p, g in result
+        ]
+
+    def owners(self, pairs: Pairs) -> list[int]:
+        """The parameter group of each."""
+        if not self.grouped:
+            return [0] * len(pairs)
+        found = {id(p): k for k, group in enumerate(self._param_groups) for p in group["params"]}
+        return [found.get(id(p), 0) for p, _ in pairs]
+
+    def all_parameters(self) -> list[Any]:
+        """All parameters."""
+        if self.grouped:
+            return [p for group in self._param_groups for p in group["params"]]
+        return list(self._parameter_list or ())
+
+    # -- stepping --------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient and do not stop it.
+
+        Args:
+            closure: computes the loss again and returns it.
+
+        Returns:
+            What the closure returned, or None. What the step measured is in `report`.
+
+        Raises:
+            GradientError: under `nonfinite="raise"`, a gradient is infinite or NaN; or its shape
+                or dtype is not one that can be stepped.
+        """
+        loss = None
+        if closure is not None:
+            with paddle.enable_grad():
+                loss = closure()
+        if paddle.base.dygraph.base.in_to_static_mode():
+            self._declarative_step()
+        else:
+            _step_now(self)
+        return loss
+
+    def _fused_step(self) -> None:
+        params = self.all_parameters()
+        if any(map(_has_main_grad, params)):  # float32 gradients that fleet keeps
+            found = [getattr(p, "main_grad", None) for p in params]
+            ivars = core.eager.get_all_grads(params)
+            grads = [i if m is None else m for m, i in zip(found, ivars, strict=True)]
+        else:
+            grads = core.eager.get_all_grads(params) if params else []
+        pairs = zip(params, grads, strict=True)
+        self._apply_now([(p, g) for p, g in pairs if g is not None and not p.stop_gradient])
+
+    def _apply_now(self, pairs: Pairs) -> None:
+        """Step in a dynamic graph."""
+        if not pairs or self._stopped():
+            return
+        with paddle.no_grad():
+            if self._extras.engine == "native" and self._on_cpu(pairs):
+                self._by_kernels(pairs)
+            else:
+                self._by_array(pairs)
+
+    def _stopped(self) -> bool:
+        """Whether a gradient scaler has found a non-finite gradient."""
+        found = self._get_auxiliary_var("found_inf")
+        if isinstance(found, core.eager.Tensor):
+            self._set_auxiliary_var("found_inf", bool(found))
+        return bool(found)
+
+    def _on_cpu(self, pairs: Pairs) -> bool:
+        if self._binding is not None and not self._binding.stale():
+            return True
+        return all(p.place.is_cpu_place() and not p.is_dist() for p, _ in pairs)
+
+    def _by_kernels(self, pairs: Pairs) -> None:
+        self._take_edits()
+        binding = self._binding
+        if binding is None or binding.stale():
+            self._unbind()
+            self._binding = binding = Binding(self, rules.get(self.rule), self._counts)
+            binding.stepper.iteration = self._iteration
+        try:
+            self._report = binding.step(pairs, self.owners(pairs))
+        finally:
+            self._iteration = binding.stepper.iteration
+            self._skipped += binding.stepper.skipped
+            binding.stepper.skipped = 0
+        self._behind = True
+
+    def _by_array(self, pairs: Pairs) -> None:
+        self._take_edits()
+        self._unbind()
+        step = ArrayStep(self, rules.get(self.rule), pairs, self.owners(pairs))
+        done, self._report = step.now(self._iteration, self._counts)
+        self._array_ran = "array code, paddle"
+        if done:
+            for param, _ in pairs:
+                self._counts[param.name] = self._counts.get(param.name, 0) + 1
+            self._iteration += 1
+            self._behind = True
+        else:
+            self._skipped += 1
+
+    def _unbind(self) -> None:
+        if self._binding is not None:
+            self._counts |= self._binding.counts()
+            self._binding = None
+
+    # -- Paddle's own entry points ---------------------------------------------------------------
+
+    def backward(
+        self,
+        loss: Any,
+        startup_program: Any = None,
+        parameters: Any = None,
+        no_grad_set: Any = None,
+        callbacks: Any = None,
+    ) -> list[tuple[Any, Any]]:
+        """The parameters with their gradients; in a program the operations that compute them are
+        added. As in Paddle, with groups too."""
+        if not parameters and self.grouped:
+            parameters = self.all_parameters()
+        return super().backward(loss, startup_program, parameters, no_grad_set, callbacks)
+
+    def apply_gradients(self, params_grads: Pairs) -> list[Any]:
+        """Step with these gradients; in a program, add the operations that do it.
+
+        Args:
+            params_grads: parameters, each with its gradient.
+
+        Returns:
+            The operations that were added; none in a dynamic graph.
+        """
+        pairs = [(p, g) for p, g in params_grads if g is not None and not p.stop_gradient]
+        if paddle.in_dynamic_mode():
+            self._apply_now(pairs)
+            return []
+        pairs.sort(key=lambda pair: pair[0].name)
+        block = paddle.static.default_main_program().global_block()
+        first = len(block.ops)
+        ArrayStep(self, rules.get(self.rule), pairs, self.owners(pairs)).append()
+        return list(block.ops)[first:]
+
+    def _apply_optimize(
+        self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0
+    ) -> list[Any]:
+        if paddle.in_dynamic_mode():
+            return self.apply_gradients(params_grads)
+        program = loss.block.program if loss is not None else paddle.static.default_main_program()
+        with paddle.static.program_guard(program, startup_program):
+            return self.apply_gradients(params_grads)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    @property
+    def _accumulators(self) -> Any:
+        """Paddle's accumulators. Who asks for them finds the powers of the betas up to date, and
+        may edit them."""
+        if self._behind:
+            self._write_powers()
+        self._shown = True
+        return self.kept
+
+    @_accumulators.setter
+    def _accumulators(self, value: Any) -> None:
+        self.kept = value
+
+    def _steps(self) -> dict[str, int]:
+        return self._counts | (self._binding.counts() if self._binding is not None else {})
+
+    def _write_powers(self) -> None:
+        """Bring the powers of the betas up to date with the counts."""
+        self._behind = False
+        for param, steps, betas in self._counted():
+            for name, tensor in powers(self, param).items():
+                value = power_after(betas[POWERS[name]], steps)
+                if tensor.place.is_cpu_place():
+                    numpy_view(tensor)[...] = value
+                else:
+                    tensor.set_value(paddle.full(tensor.shape, value, tensor.dtype))
+
+    def _take_edits(self) -> None:
+        """Follow powers that were edited since they were last written."""
+        if not self._shown:
+            return
+        self._shown = False
+        if self._behind:
+            return
+        for param, steps, betas in self._counted():
+            read = {n: t.numpy()[0] for n, t in powers(self, param).items()}
+            if any(
+                value != value.dtype.type(power_after(betas[POWERS[name]], steps))
+                for name, value in read.items()
+            ):
+                self._unbind()
+                self._counts[param.name] = self._steps_of(read, betas)
+
+    def _counted(self) -> list[tuple[Any, int, dict[str, float]]]:
+        """Parameters with powers: their steps and their hyperparameters."""
+        if not any(name.endswith("_pow_acc") for name in self.kept):
+            return []
+        params, steps = self.all_parameters(), self._steps()
+        known = [p for p in params if p.name in steps]
+        hyper = Hyperparameters(self, rules.get(self.rule), self.spelling)
+        settings = hyper.settings()
+        owners = self.owners([(p, None) for p in known])
+        return [(p, steps[p.name], settings[o]) for p, o in zip(known, owners, strict=True)]
+
+    @staticmethod
+    def _steps_of(read: dict[str, Any], betas: dict[str, float]) -> int:
+        """The steps that powers stand for. The second beta is nearer to 1, so that its power
+        keeps digits for longer."""
+        name = max(read, key=lambda power: betas[POWERS[power]])
+        return steps_of(read[name], betas[POWERS[name]])
+
+    @framework.dygraph_only
+    def state_dict(self) -> dict[str, Any]:
+        """Paddle's state, and under `"isostep"` what it lacks: integer step counts, and the names
+        of parameters in the model, if they were given.
+
+        Returns:
+            What `paddle.save` writes to a `.pdopt` file, which Paddle's own class reads.
+        """
+        found = super().state_dict()
+        steps = self._steps()
+        if steps:
+            saved = Saved(self.parameter_names(), steps, self._iteration, self._skipped)
+            found["isostep"] = saved.plain()
+        return found
+
+    @framework.dygraph_only
+    def set_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of Paddle or of isostep.
+
+        Parameters are found by their name in the model if both sides know it, by Paddle's own name,
+        or by their order where Paddle's automatic names have shifted.
+
+        Args:
+            state_dict: what `state_dict` or `paddle.load` returned; is left as it is.
+
+        Raises:
+            AssertionError: there is a scheduler here and none in the state; Paddle's error.
+            StateError: the state is another model's or is incomplete; nothing was changed.
+        """
+        scheduler = self._learning_rate
+        if isinstance(scheduler, LRScheduler):
+            own = state_dict.get("LR_Scheduler")
+            if not isinstance(scheduler, paddle.optimizer.lr.LambdaDecay):
+                assert own is not None, (
+                    "LR_Scheduler state must be included in the state dict except LambdaDecay"
+                )
+        loaded = load(self, state_dict)
+        if isinstance(scheduler, LRScheduler) and state_dict.get("LR_Scheduler"):
+            scheduler.set_state_dict(state_dict["LR_Scheduler"])
+        self._binding = None
+        with paddle.no_grad():
+            loaded.write()
+        self._counts = loaded.counts
+        self._iteration, self._skipped = loaded.iteration, loaded.skipped
+        self._behind = self._shown = False
+
+    load_state_dict = set_state_dict
+
+    def parameter_names(self) -> list[tuple[str | None, str]]:
+        """Of each parameter its name in the model, if it is known, and Paddle's."""
+        return [(self._structured.get(id(p)), p.name) for p in self.all_parameters()]
+
+    # -- what Paddle does not have ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged_params(self) -> Generator[None]:
+        """The parameters hold their moving averages inside this context, and are put back after it,
+        also when it is left by an exception.
+
+        Raises:
+            HyperparameterError: the optimizer was made without `ema`.
+        """
+        if self._extras.ema is None:
+            raise HyperparameterError("there are no averages: make the optimizer with ema=...")
+        params = [p for p in self.all_parameters() if p.name in self._steps()]
+        before = [p.detach().clone() for p in params]
+        try:
+            with paddle.no_grad():
+                for p in params:
+                    paddle.assign(accumulators.average(self, p).astype(p.dtype), output=p)
+            yield
+        finally:
+            with paddle.no_grad():
+                for p, old in zip(params, before, strict=True):
+                    paddle.assign(old, output=p)
+
+    @property
+    def report(self) -> Report | None:
+        """What the last step measured, if the optimizer was made with `report=True`."""
+        return self._report
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped for a non-finite gradient."""
+        return self._skipped
+
+    @property
+    def ran(self) -> list[str]:
+        """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
+        if self._binding is not None:
+            return self._binding.ran
+        return [self._array_ran] if self._array_ran else []
+
+    def source(self) -> str:
+        """The generated source of the kernels of the last step."""
+        return "" if self._binding is None else self._binding.source
+
+    def plan(self) -> Plan:
+        """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
+        return plan(self, rules.get(self.rule))
+
+
+def _has_main_grad(param: Any) -> bool:
+    return hasattr(param, "main_grad")
+
+
+@paddle.jit.not_to_static
+def _step_now(optimizer: FusedStep) -> None:
+    """The step itself, which a compiled training step calls as it is."""
+    optimizer._fused_step()

@@ -1,0 +1,45 @@
+"""What a step over all parameters of an optimizer would be, without memory: for plans, and to tell
+what a state must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isostep import dialects
+from isostep.functional import stand_in
+from isostep.paddle.accumulators import unkept
+from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.tensors import dtype_name
+from isostep.plan import Plan
+from isostep.rules import Rule
+from isostep.stepper import Stepper
+
+
+def dry(optimizer: Any, rule: Rule) -> Stepper:
+    """A stepper over stand-ins for all parameters of an optimizer."""
+    params = [p for p in optimizer.all_parameters() if not p.stop_gradient]
+    hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
+    raw = hyper.raw(params, optimizer.owners([(p, None) for p in params]))
+    groups, membership, factors = hyper.groups(raw)
+    rate = float(optimizer.get_lr())
+    for group, factor in zip(groups, factors, strict=True):
+        group.values["lr"] = rate * factor
+    made = Stepper(
+        rule,
+        dialects.get("paddle"),
+        optimizer.spelling,
+        groups,
+        optimizer.options(),
+        optimizer.engine,
+        unkept,
+    )
+    for param, group in zip(params, membership, strict=True):
+        own = stand_in(tuple(param.shape), dtype_name(param.dtype))
+        made.add(param.name, own, group, own=own)
+    return made
+
+
+def plan(optimizer: Any, rule: Rule) -> Plan:
+    """What a step will do if every parameter has a gradient of its own dtype."""
+    made = dry(optimizer, rule)
+    return made.plan(tuple(leaf.array.dtype.name for leaf in made.leaves))

@@ -1,0 +1,207 @@
+"""A step by Paddle's own operations: in programs, and for tensors that are not on the CPU.
+
+It is the same functional step that JAX and TensorFlow get. In a program its operations are added
+behind the gradients; in a dynamic graph they run at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn.clip import merge_selected_rows
+
+from isostep import dialects
+from isostep.engines.leaf import Leaf
+from isostep.errors import GradientError, HyperparameterError
+from isostep.functional import FunctionalStep, stand_in
+from isostep.paddle import accumulators
+from isostep.paddle.accumulators import POWERS, Slots, unkept
+from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.namespace import PaddleNamespace
+from isostep.paddle.tensors import dtype_name
+from isostep.report import SUMS, Report
+from isostep.rules import Rule
+from isostep.stepper import Stepper
+
+XP = PaddleNamespace()
+COUNT = "isostep_step"
+
+
+class ArrayStep:
+    """A step of some parameters by array code.
+
+    Args:
+        optimizer: whose parameters they are.
+        rule: its rule.
+        pairs: parameters, each with its gradient.
+        owners: the parameter group of each.
+    """
+
+    def __init__(
+        self, optimizer: Any, rule: Rule, pairs: Sequence[tuple[Any, Any]], owners: Sequence[int]
+    ) -> None:
+        self._optimizer, self._rule = optimizer, rule
+        params = [p for p, _ in pairs]
+        for group in sorted(set(owners)):
+            members = [p for p, g in zip(params, owners, strict=True) if g == group]
+            settings = optimizer._param_groups[group] if optimizer.grouped else {}
+            accumulators.create(optimizer, members, settings)
+        hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
+        raw = hyper.raw(params, owners)
+        if hyper.foreign(raw):
+            pairs = optimizer.prepared(pairs, hyper)
+        groups, membership, factors = hyper.groups(raw)
+        rate = optimizer.rate()
+        for group, factor in zip(groups, factors, strict=True):
+            group.values["lr"] = rate * factor if factor != 1.0 else rate
+        self._params = {p.name: p for p in params}
+        self._given = {k: _dense(g, p) for k, (p, g) in enumerate(pairs)}
+        self.stepper = Stepper(
+            rule,
+            dialects.get("paddle"),
+            optimizer.spelling,
+            groups,
+            optimizer.options(),
+            "array",
+            unkept,
+        )
+        self._slots = Slots(optimizer, self._params, optimizer.spelling.slots)
+        for param, group in zip(params, membership, strict=True):
+            own = stand_in(tuple(param.shape), dtype_name(param.dtype))
+            self.stepper.add(param.name, own, group, own=own)
+        self._function = FunctionalStep(self.stepper, XP, "float64")
+
+    def _array(self, leaf: Leaf, name: str) -> Any:
+        if name == "model" or (name == "param" and "model" not in leaf.arrays):
+            return self._params[leaf.name]
+        return self._slots.tensor(leaf, "master" if name == "param" else name)
+
+    def _run(self, iteration: Any, counts: Any = None) -> tuple[Any, list[Any], Any]:
+        """What is written, what it becomes, and the values of the step."""
+        tasks = self._function.tasks(self._given)
+        rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
+        scale = 1.0 / rescale if rescale else float("inf")
+        values = self._function.values(
+            tasks, self._array, iteration, loss_scale=scale, counts=counts
+        )
+        targets = [self._array(task.leaf, name) for task in tasks for name in task.stores]
+        return targets, values.stores, values
+
+    # -- at once ---------------------------------------------------------------------------------
+
+    def now(self, iteration: int, counts: dict[str, int]) -> tuple[bool, Report | None]:
+        """Step in a dynamic graph.
+
+        Args:
+            iteration: steps of the optimizer so far.
+            counts: steps of each parameter so far, by name.
+
+        Returns:
+            Whether there was a step, and what it measured.
+        """
+        options = self.stepper.options
+        targets, new, values = self._run(iteration, lambda leaf: counts.get(leaf.name, 0))
+        blocked = values.blocked is not None and float(values.blocked) > 0
+        if blocked and options.nonfinite == "raise":
+            raise GradientError(
+                f"step {iteration + 1}: {int(float(values.blocked))} non-finite gradient elements; "
+                f'no parameter was changed (nonfinite="skip" skips such steps, "propagate" lets '
+                f"them through)"
+            )
+        if not blocked:
+            for target, value in zip(targets, new, strict=True):
+                paddle.assign(value, output=target)
+        if not options.report:
+            return not blocked, None
+        sums: Any = np.reshape([float(x) for x in values.sums], (-1, len(SUMS)))
+        titles = [group.name for group in self.stepper.groups]
+        done = iteration + (not blocked)
+        return not blocked, Report.of(titles, sums, done, options.nonfinite)
+
+    # -- in a program ----------------------------------------------------------------------------
+
+    def append(self) -> None:
+        """Add the step to the program."""
+        self._refuse()
+        optimizer = self._optimizer
+        first = next(iter(self._params.values()))
+        count = optimizer._add_accumulator(COUNT, first, dtype="int64", shape=[1])
+        done = paddle.reshape(self._steps(first, count), [])
+        targets, new, values = self._run(done)
+        stop = optimizer._get_auxiliary_var("found_inf")
+        stopped = None if stop is None else paddle.reshape(paddle.cast(stop, "bool"), [])
+        if values.blocked is not None:
+            bad = values.blocked > 0
+            stopped = bad if stopped is None else paddle.logical_or(stopped, bad)
+        after = done + 1
+        targets += [count]
+        new += [paddle.reshape(after, [1])]
+        for target, value in self._powers(after):
+            targets.append(target)
+            new.append(value)
+        for target, value in zip(targets, new, strict=True):
+            kept = value if stopped is None else paddle.where(stopped, target, value)
+            paddle.assign(kept, output=target)
+
+    def _refuse(self) -> None:
+        options = self.stepper.options
+        ema = options.ema
+        if options.report or options.nonfinite == "raise":
+            name = "report=True" if options.report else 'nonfinite="raise"'
+            raise HyperparameterError(
+                f"{name} is not possible in a program, which tells no one of what it measures: "
+                f"leave it out"
+            )
+        if ema is not None and ema.start == "initial":
+            raise HyperparameterError(
+                'EMA(start="initial") is not possible in a program, whose parameters have no '
+                'values yet: use start="first_update"'
+            )
+
+    def _steps(self, param: Any, count: Any) -> Any:
+        """The steps so far: the count, unless a power that was loaded says something else."""
+        powers = accumulators.powers(self._optimizer, param)
+        if "beta2_pow_acc" not in powers:
+            return count
+        beta = self._beta(param.name, "beta2")
+        power = paddle.cast(powers["beta2_pow_acc"], "float64")
+        if not 0.0 < beta < 1.0:
+            return count
+        logarithm = float(np.log(beta))
+        believed = paddle.exp((paddle.cast(count, "float64") + 1.0) * logarithm)
+        tiny = paddle.full([1], 1e-38, "float64")
+        steps = paddle.round(paddle.log(paddle.maximum(power, tiny)) / logarithm) - 1.0
+        agrees = paddle.abs(power - believed) <= 1e-6 * believed + tiny
+        return paddle.where(agrees, count, paddle.cast(steps, "int64"))
+
+    def _powers(self, after: Any) -> list[tuple[Any, Any]]:
+        """Paddle's powers of the betas, and what they are after the step."""
+        found: list[tuple[Any, Any]] = []
+        known: dict[Any, Any] = {}
+        for name, param in self._params.items():
+            for power, tensor in accumulators.powers(self._optimizer, param).items():
+                beta, dtype = self._beta(name, POWERS[power]), dtype_name(tensor.dtype)
+                if (beta, dtype) not in known:
+                    exponent = paddle.cast(after, "float64") + 1.0
+                    value = paddle.full([], beta, "float64") ** exponent
+                    known[beta, dtype] = paddle.reshape(paddle.cast(value, dtype), [1])
+                found.append((tensor, known[beta, dtype]))
+        return found
+
+    def _beta(self, name: str, beta: str) -> float:
+        leaf = next(leaf for leaf in self.stepper.leaves if leaf.name == name)
+        return float(self.stepper.groups[leaf.group].values[beta])
+
+
+def _dense(grad: Any, param: Any) -> Any:
+    """The gradient as a dense tensor; rows of an embedding that Paddle gives alone are spread
+    out."""
+    if paddle.in_dynamic_mode() and grad.is_selected_rows():
+        merged = merge_selected_rows(grad)
+        dense = paddle.zeros(param.shape, grad.dtype)
+        rows = paddle.to_tensor(merged.rows(), "int64")
+        return paddle.scatter(dense, rows, merged._get_tensor_from_selected_rows())
+    return grad
