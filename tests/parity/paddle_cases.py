@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .case import DTYPES, FEW, RANKS, Case, Shapes
@@ -86,3 +87,10 @@ CASES = [
     Case("gaps-adamw", "AdamW", _ADAM, without_gradient=_GAPS),
     Case("gaps-clip-adam", "Adam", _ADAM, without_gradient=_GAPS, clip=("global_norm", 5.0)),
 ]
+
+EVERY_DTYPE = [
+    replace(case, name=f"{case.name}-float64", dtypes=("float64",))
+    for case in CASES
+    if "float64" not in case.dtypes
+]
+"""The cases that Paddle has in float32 only."""

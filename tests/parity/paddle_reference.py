@@ -1,14 +1,21 @@
-"""Runs `paddle_cases` through Paddle: `python -m tests.parity.paddle_reference FILE`."""
+"""Runs `paddle_cases` through Paddle: `python -m tests.parity.paddle_reference FILE`.
+
+With `isostep.paddle` as a second argument its classes stand in the place of Paddle's own; a third
+is the engine that they are given.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from functools import partial
+from typing import Any
 
 import numpy as np
 import paddle
 
 from .case import Array, Case, State, defaults, record
-from .paddle_cases import CASES
+from .paddle_cases import CASES, EVERY_DTYPE
 
 _CLIPS = {
     "value": paddle.nn.ClipGradByValue,
@@ -18,7 +25,14 @@ _CLIPS = {
 
 
 class PaddleRunner:
-    def __init__(self, case: Case, parameters: dict[str, Array], dtype: str) -> None:
+    def __init__(
+        self,
+        case: Case,
+        parameters: dict[str, Array],
+        dtype: str,
+        classes: Any = paddle.optimizer,
+        **options: Any,
+    ) -> None:
         paddle.set_default_dtype(dtype)
         self.parameters = {
             name: paddle.create_parameter(
@@ -28,10 +42,11 @@ class PaddleRunner:
             )
             for name, array in parameters.items()
         }
-        self.optimizer = getattr(paddle.optimizer, case.framework_class)(
+        self.optimizer = getattr(classes, case.framework_class)(
             parameters=list(self.parameters.values()),
             grad_clip=_CLIPS[case.clip[0]](case.clip[1]) if case.clip else None,
             **case.arguments,
+            **options,
         )
 
     def step(self, gradients: dict[str, Array | None]) -> None:
@@ -74,4 +89,9 @@ def _clips_float64_by_norm() -> bool:
 
 if __name__ == "__main__":
     paddle.set_device("cpu")
-    record(sys.argv[1], CASES, PaddleRunner, probes)
+    if len(sys.argv) > 2:
+        classes = importlib.import_module(sys.argv[2])
+        ours = partial(PaddleRunner, classes=classes, engine=sys.argv[3])
+        record(sys.argv[1], CASES + EVERY_DTYPE, ours, dtypes=("float64",))
+    else:
+        record(sys.argv[1], CASES, PaddleRunner, probes)
