@@ -103,8 +103,7 @@ class FusedStep(Framework):
         if paddle.in_dynamic_mode():
             return float(self.get_lr())
         self._create_global_learning_rate()
-        variable = self._global_learning_rate()
-        return lambda _: variable
+        return self._global_learning_rate()
 
     def options(self) -> Options:
         """What a step does besides the rule."""

@@ -20,7 +20,7 @@ from isostep.functional import FunctionalStep, stand_in
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import POWERS, Slots, unkept
 from isostep.paddle.hyper import Hyperparameters
-from isostep.paddle.namespace import PaddleNamespace
+from isostep.paddle.namespace import PaddleNamespace, Value, bare
 from isostep.paddle.tensors import dtype_name
 from isostep.report import SUMS, Report
 from isostep.rules import Rule
@@ -56,9 +56,9 @@ class ArrayStep:
         groups, membership, factors = hyper.groups(raw)
         rate = optimizer.rate()
         for group, factor in zip(groups, factors, strict=True):
-            group.values["lr"] = rate * factor if factor != 1.0 else rate
+            group.values["lr"] = _times(rate, factor)
         self._params = {p.name: p for p in params}
-        self._given = {k: _dense(g, p) for k, (p, g) in enumerate(pairs)}
+        self._given = {k: Value(_dense(g, p)) for k, (p, g) in enumerate(pairs)}
         self.stepper = Stepper(
             rule,
             dialects.get("paddle"),
@@ -74,6 +74,9 @@ class ArrayStep:
             self.stepper.add(param.name, own, group, own=own)
         self._function = FunctionalStep(self.stepper, XP, "float64")
 
+    def _read(self, leaf: Leaf, name: str) -> Any:
+        return Value(self._array(leaf, name))
+
     def _array(self, leaf: Leaf, name: str) -> Any:
         if name == "model" or (name == "param" and "model" not in leaf.arrays):
             return self._params[leaf.name]
@@ -85,10 +88,10 @@ class ArrayStep:
         rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
         scale = 1.0 / rescale if rescale else float("inf")
         values = self._function.values(
-            tasks, self._array, iteration, loss_scale=scale, counts=counts
+            tasks, self._read, iteration, loss_scale=scale, counts=counts
         )
         targets = [self._array(task.leaf, name) for task in tasks for name in task.stores]
-        return targets, values.stores, values
+        return targets, [bare(value) for value in values.stores], values
 
     # -- at once ---------------------------------------------------------------------------------
 
@@ -104,10 +107,10 @@ class ArrayStep:
         """
         options = self.stepper.options
         targets, new, values = self._run(iteration, lambda leaf: counts.get(leaf.name, 0))
-        blocked = values.blocked is not None and float(values.blocked) > 0
+        blocked = values.blocked is not None and float(bare(values.blocked)) > 0
         if blocked and options.nonfinite == "raise":
             raise GradientError(
-                f"step {iteration + 1}: {int(float(values.blocked))} non-finite gradient elements; "
+                f"step {iteration + 1}: {int(float(bare(values.blocked)))} non-finite gradient elements; "
                 f'no parameter was changed (nonfinite="skip" skips such steps, "propagate" lets '
                 f"them through)"
             )
@@ -116,7 +119,7 @@ class ArrayStep:
                 paddle.assign(value, output=target)
         if not options.report:
             return not blocked, None
-        sums: Any = np.reshape([float(x) for x in values.sums], (-1, len(SUMS)))
+        sums: Any = np.reshape([float(bare(x)) for x in values.sums], (-1, len(SUMS)))
         titles = [group.name for group in self.stepper.groups]
         done = iteration + (not blocked)
         return not blocked, Report.of(titles, sums, done, options.nonfinite)
@@ -130,11 +133,11 @@ class ArrayStep:
         first = next(iter(self._params.values()))
         count = optimizer._add_accumulator(COUNT, first, dtype="int64", shape=[1])
         done = paddle.reshape(self._steps(first, count), [])
-        targets, new, values = self._run(done)
+        targets, new, values = self._run(Value(done))
         stop = optimizer._get_auxiliary_var("found_inf")
         stopped = None if stop is None else paddle.reshape(paddle.cast(stop, "bool"), [])
         if values.blocked is not None:
-            bad = values.blocked > 0
+            bad = bare(values.blocked > 0)
             stopped = bad if stopped is None else paddle.logical_or(stopped, bad)
         after = done + 1
         targets += [count]
@@ -194,6 +197,13 @@ class ArrayStep:
     def _beta(self, name: str, beta: str) -> float:
         leaf = next(leaf for leaf in self.stepper.leaves if leaf.name == name)
         return float(self.stepper.groups[leaf.group].values[beta])
+
+
+def _times(rate: Any, factor: float) -> Any:
+    """The learning rate of a group; of a variable, a function that gives it."""
+    if isinstance(rate, float):
+        return rate * factor
+    return lambda _: Value(rate) * factor
 
 
 def _dense(grad: Any, param: Any) -> Any:
