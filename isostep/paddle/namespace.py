@@ -48,6 +48,7 @@ for _name, _function in {
     "mod": lambda x, y: x % y,
     "gt": lambda x, y: x > y,
     "ge": lambda x, y: x >= y,
+    "pow": lambda x, y: x**y,
     "eq": lambda x, y: x == y,
 }.items():
     setattr(Value, f"__{_name}__", _operator(_function, turned=False))

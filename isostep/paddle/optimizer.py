@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import paddle
 from paddle.base import core, framework
+from paddle.jit.sot import psdb
+from paddle.jit.sot.utils.utils import no_eval_frame
 from paddle.optimizer.lr import LRScheduler
 
 from isostep import rules
@@ -169,6 +171,7 @@ class FusedStep(Framework):
             GradientError: under `nonfinite="raise"`, a gradient is infinite or NaN; or its shape
                 or dtype is not one that can be stepped.
         """
+        psdb.breakgraph()
         loss = None
         if closure is not None:
             with paddle.enable_grad():
@@ -459,7 +462,7 @@ def _has_main_grad(param: Any) -> bool:
     return hasattr(param, "main_grad")
 
 
-@paddle.jit.not_to_static
+@no_eval_frame
 def _step_now(optimizer: FusedStep) -> None:
     """The step itself, which a compiled training step calls as it is."""
     optimizer._fused_step()
