@@ -261,7 +261,7 @@ class FusedStep(Framework):
     ) -> list[tuple[Any, Any]]:
         """The parameters with their gradients; in a program the operations that compute them are
         added. As in Paddle, with groups too."""
-        if not parameters and self.grouped:
+        if self.grouped and (not parameters or parameters is self._parameter_list):
             parameters = self.all_parameters()
         return super().backward(loss, startup_program, parameters, no_grad_set, callbacks)
 

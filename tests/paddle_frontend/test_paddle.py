@@ -1,0 +1,29 @@
+"""isostep.paddle, each part in a process of its own: Paddle does not share one with others.
+
+The parts are pytest modules themselves, `check_*.py` beside this file.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PARTS = sorted(path.stem for path in HERE.glob("check_*.py"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_paddle(part: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [*command, "-W", "ignore", f"{HERE / part}.py"],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
