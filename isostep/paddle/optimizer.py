@@ -27,7 +27,7 @@ from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.program import ArrayStep
 from isostep.paddle.planning import plan
-from isostep.paddle.state import Saved, load, named
+from isostep.paddle.state import Saved, canonical, load, named
 from isostep.paddle.tensors import numpy_view
 from isostep.plan import Plan
 from isostep.report import Report
@@ -362,9 +362,10 @@ class FusedStep(Framework):
         of parameters in the model, if they were given.
 
         Returns:
-            What `paddle.save` writes to a `.pdopt` file, which Paddle's own class reads.
+            What `paddle.save` writes to a `.pdopt` file, which Paddle's own class reads. Keys end
+            in 0, as those of the first optimizer in a process, also if there were others before.
         """
-        found = super().state_dict()
+        found = {canonical(key): value for key, value in super().state_dict().items()}
         steps = self._steps()
         if steps:
             saved = Saved(self.parameter_names(), steps, self._iteration, self._skipped)

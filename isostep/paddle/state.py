@@ -29,6 +29,7 @@ Entries = dict[str, dict[str, Any]]
 
 _NOT_ENTRIES = (KEY, "LR_Scheduler", "master_weights")
 _MASTER = re.compile(r"_fp32_master_\d+$")
+_MASTERS = re.compile(r"_fp32_master_\d+_")
 _NUMBER = re.compile(r"_\d+$")
 
 
@@ -72,6 +73,13 @@ class Saved:
             return cls(names, steps, int(own["iteration"]), int(own["skipped"]))
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"the entry {KEY!r} of the state is damaged: {error!r}") from error
+
+
+def canonical(key: str) -> str:
+    """The key of an accumulator as it is in a fresh process: Paddle numbers them on."""
+    if key in _NOT_ENTRIES:
+        return key
+    return _NUMBER.sub("_0", _MASTERS.sub("_fp32_master_0_", key))
 
 
 def named(parameters: Any) -> tuple[Any, dict[int, str]]:
