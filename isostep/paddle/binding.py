@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.nn.clip import merge_selected_rows
 
 from isostep import dialects
 from isostep.engines.cohort import Runner
@@ -224,12 +223,16 @@ _NAMES = {getattr(paddle, name): name for name in DTYPES}
 
 
 def _merged(grad: Any) -> tuple[Any, Any]:
-    """The rows that a sparse gradient has, each once, and their values; duplicates are summed."""
-    merged = merge_selected_rows(grad)
-    kept = merged.get_selected_rows()
-    tensor = kept.get_tensor()
-    shape = tensor.shape()
-    values = view_at(tensor._ptr() if len(kept.rows()) else 0, shape, dtype_name(merged.dtype))
-    return np.array(kept.rows(), dtype=np.int64), values.copy()
+    """The rows that a sparse gradient has, each once, and their values; duplicates are summed.
+
+    Paddle's own function for this leaves rows unsorted, and does not know bfloat16.
+    """
+    kept = grad.get_selected_rows()
+    rows, tensor = np.array(kept.rows(), dtype=np.int64), kept.get_tensor()
+    values = view_at(tensor._ptr() if len(rows) else 0, tensor.shape(), dtype_name(grad.dtype))
+    rows, place = np.unique(rows, return_inverse=True)
+    sums = np.zeros((len(rows), *values.shape[1:]), np.result_type(values.dtype, np.float32))
+    np.add.at(sums, place, values.astype(sums.dtype))
+    return rows, sums
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.nn.clip import merge_selected_rows
 
 from isostep import dialects
 from isostep.engines.leaf import Leaf
@@ -210,8 +209,8 @@ def _dense(grad: Any, param: Any) -> Any:
     """The gradient as a dense tensor; rows of an embedding that Paddle gives alone are spread
     out."""
     if paddle.in_dynamic_mode() and grad.is_selected_rows():
-        merged = merge_selected_rows(grad)
-        dense = paddle.zeros(param.shape, grad.dtype)
-        rows = paddle.to_tensor(merged.rows(), "int64")
-        return paddle.scatter(dense, rows, merged._get_tensor_from_selected_rows())
+        wide = "float64" if grad.dtype == paddle.float64 else "float32"
+        rows = paddle.to_tensor(grad.rows(), "int64")
+        values = paddle.cast(grad._get_tensor_from_selected_rows(), wide)
+        return paddle.scatter_nd_add(paddle.zeros(param.shape, wide), rows.unsqueeze(1), values)
     return grad
