@@ -49,11 +49,11 @@ def average(optimizer: Any, param: Any) -> Any:
     """The moving average of a parameter; if it is not there it begins as the parameter."""
     wide = "float64" if param.dtype == paddle.float64 else "float32"
     called = "average" if optimizer._name is None else f"{optimizer._name}_average"
-    known = param.name in optimizer.kept.get(called, ())
-    tensor = optimizer._add_accumulator("average", param, dtype=wide)
-    if not known and paddle.in_dynamic_mode():
-        tensor.set_value(param.detach().astype(wide))
-    return tensor
+    if param.name not in optimizer.kept.get(called, ()):
+        tensor = optimizer._add_accumulator("average", param, dtype=wide)
+        if paddle.in_dynamic_mode():
+            tensor.set_value(param.detach().astype(wide))
+    return optimizer.kept[called][param.name]
 
 
 class Slots:
