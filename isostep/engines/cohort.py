@@ -124,7 +124,6 @@ class _Values:
         for node, total in zip(step.tensor_sums, sums, strict=True):
             known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
 
-
     @property
     def blocked(self) -> int:
         """The count that stops the step, if it is known yet."""

@@ -65,9 +65,7 @@ class Slots:
         names: Paddle's names of the rule's slots.
     """
 
-    def __init__(
-        self, optimizer: Any, params: Mapping[str, Any], names: Mapping[str, str]
-    ) -> None:
+    def __init__(self, optimizer: Any, params: Mapping[str, Any], names: Mapping[str, str]) -> None:
         self._optimizer, self._params, self._names = optimizer, params, names
         self.tensors: list[Any] = []
         self.fresh: set[str] = set()

@@ -97,6 +97,7 @@ class AdafactorBase(paddle.optimizer.Optimizer):
         SPELLING.resolve(rules.get("Adafactor"), own)
         for argument, value in own.items():
             setattr(self, f"_{argument}", value)
+        self._weight_decay = weight_decay
         self._multi_precision = multi_precision
         # Not Paddle's regularisation, which is coupled.
         super().__init__(learning_rate, parameters, None, grad_clip, name)
@@ -104,7 +105,8 @@ class AdafactorBase(paddle.optimizer.Optimizer):
     def _add_param_group(self, param_group: dict[str, Any]) -> None:
         decay = param_group.get("weight_decay", self._weight_decay)
         super()._add_param_group(param_group | {"weight_decay": None})
-        self._param_groups[-1]["weight_decay"] = decay
+        added: Any = self._param_groups
+        added[-1]["weight_decay"] = decay
 
     def _create_accumulators(self, block: Any, parameters: Any) -> None:
         for param in parameters["params"] if isinstance(parameters, dict) else parameters:

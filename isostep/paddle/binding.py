@@ -6,7 +6,9 @@ at in every step; a binding is made anew where memory has moved or a state was l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,10 @@ class Binding:
         self._shapes: list[Any] = []
         self._grads = np.zeros(0, dtype=np.int64)
         self._held: list[Any] = []
+        self._apart = False
+        # Of the last step in which all had a dense gradient.
+        self._kinds: list[Any] = []
+        self._dtypes: tuple[str | None, ...] | None = None
 
     def stale(self) -> bool:
         """Whether a parameter or an accumulator lies elsewhere than before."""
@@ -77,18 +83,57 @@ class Binding:
         self._refresh()
         try:
             rows, dtypes = self._collect(pairs)
-            made = self.stepper
-            rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
-            before = made.iteration
-            scale = 1.0 / rescale if rescale else float("inf")
-            report = made.step(dtypes, self._bind, scale, [r for r in rows.values() if r])
-            if made.iteration != before:
-                empty = [k for k, runner in rows.items() if runner is None]
-                made.steps[empty] += 1  # a gradient without rows is a step all the same
-                for param, _ in pairs:  # kernels write past autograd's eyes
-                    param._bump_inplace_version()
+            return self._run([p for p, _ in pairs], dtypes, rows)
         finally:
             self._held = []
+
+    def usual_step(self, params: Sequence[Any], grads: list[Any]) -> tuple[bool, Report | None]:
+        """One step if it is like those before: every parameter that is known has a gradient which
+        lies as it does. That is looked at in few calls for all of them.
+
+        Args:
+            params: the parameters.
+            grads: their gradients, or None.
+
+        Returns:
+            Whether it was so, and else nothing was done; and the report.
+        """
+        if self._dtypes is None or not self._usual(params, grads):
+            return False, None
+        self._refresh()
+        if self._apart:
+            return False, None
+        self._grads = addresses(grads)
+        return True, self._run(params, self._dtypes, {})
+
+    def _usual(self, params: Sequence[Any], grads: list[Any]) -> bool:
+        return (
+            len(params) == len(self._params)
+            and all(map(operator.is_, params, self._params))
+            and all(map(operator.is_not, grads, repeat(None)))
+            and not any(map(_frozen, params))
+            and all(map(_is_dense, grads))
+            and all(map(_is_contiguous, grads))
+            and list(map(_shape, grads)) == self._shapes
+            and list(map(_dtype, grads)) == self._kinds
+        )
+
+    def _run(
+        self,
+        params: Sequence[Any],
+        dtypes: tuple[str | None, ...],
+        rows: dict[int, Runner | None],
+    ) -> Report | None:
+        made = self.stepper
+        rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
+        before = made.iteration
+        scale = 1.0 / rescale if rescale else float("inf")
+        report = made.step(dtypes, self._bind, scale, [r for r in rows.values() if r])
+        if made.iteration != before:
+            empty = [k for k, runner in rows.items() if runner is None]
+            made.steps[empty] += 1  # a gradient without rows is a step all the same
+            for param in params:  # kernels write past autograd's eyes
+                param._bump_inplace_version()
         return report
 
     def _take(self, pairs: Sequence[tuple[Any, Any]], owners: Sequence[int]) -> None:
@@ -99,6 +144,8 @@ class Binding:
         params, belongs = [pairs[k][0] for k in fresh], [owners[k] for k in fresh]
         for param in params:
             check_steppable(param)
+        raw = self._hyper.raw([*self._params, *params], [*self._owners, *belongs])
+        groups, membership, self._factors = self._hyper.groups(raw)
         known = set(self._optimizer._already_create_accumulator)
         self._slots.fresh = {p.name for p in params} - known
         for group in sorted(set(belongs)):
@@ -107,10 +154,9 @@ class Binding:
             accumulators.create(self._optimizer, members, settings)
         self._params += params
         self._owners += belongs
-        self._raw = self._hyper.raw(self._params, self._owners)
+        self._raw, self._apart = raw, self._hyper.foreign(raw)
         made = self.stepper
         known_leaves = len(made.leaves)
-        groups, membership, self._factors = self._hyper.groups(self._raw)
         made.regroup(groups, membership[:known_leaves])
         for param, group in zip(params, membership[known_leaves:], strict=True):
             self._places[id(param)] = len(made.leaves)
@@ -120,6 +166,7 @@ class Binding:
         self._tensors = [*self._params, *self._slots.tensors]
         self._where = addresses(self._tensors)
         self._shapes = [p.shape for p in self._params]
+        self._dtypes = None
 
     def _refresh(self) -> None:
         """Follow what was set since the last step."""
@@ -127,7 +174,7 @@ class Binding:
         if raw != self._raw:
             groups, membership, self._factors = self._hyper.groups(raw)
             self.stepper.regroup(groups, membership)
-            self._raw = raw
+            self._raw, self._apart = raw, self._hyper.foreign(raw)
         rate = float(self._optimizer.get_lr())
         for group, factor in zip(self.stepper.groups, self._factors, strict=True):
             group.values["lr"] = rate * factor
@@ -138,17 +185,16 @@ class Binding:
         """Where the gradients lie, their dtypes, and what steps those of which only rows are
         there."""
         rows: dict[int, Runner | None] = {}
-        if self._hyper.foreign(self._raw):
+        if self._apart:
             pairs = self._optimizer.prepared(pairs, self._hyper)
         grads: list[Any] = [None] * len(self._params)
         for param, grad in pairs:
             grads[self._places[id(param)]] = grad
-        lazy = [self._optimizer.lazy_in(owner) for owner in self._owners]
         for k, grad in enumerate(grads):
             if grad is None or grad.is_dense():
                 continue
             index, values = _merged(grad)
-            if lazy[k]:
+            if self._optimizer.lazy_in(self._owners[k]):
                 self._check_rows(k)
                 self._held.append(values)
                 rows[k], grads[k] = row_runner(self.stepper, k, index, values), None
@@ -157,6 +203,8 @@ class Binding:
                 grads[k][index] = values
         self._held.append(grads)
         self._grads, dtypes = self._looked_at(grads)
+        if not rows and not any(isinstance(g, np.ndarray | None) for g in grads):
+            self._kinds, self._dtypes = [g.dtype for g in grads], dtypes
         return rows, dtypes
 
     def _looked_at(self, grads: list[Any]) -> tuple[Any, tuple[str | None, ...]]:
@@ -219,6 +267,9 @@ class Binding:
         return "\n\n".join(r.source for r in self.stepper.last)
 
 
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
+_frozen = operator.attrgetter("stop_gradient")
+_is_dense, _is_contiguous = paddle.Tensor.is_dense, paddle.Tensor.is_contiguous
 _NAMES = {getattr(paddle, name): name for name in DTYPES}
 
 
@@ -234,5 +285,3 @@ def _merged(grad: Any) -> tuple[Any, Any]:
     sums = np.zeros((len(rows), *values.shape[1:]), np.result_type(values.dtype, np.float32))
     np.add.at(sums, place, values.astype(sums.dtype))
     return rows, sums
-
-

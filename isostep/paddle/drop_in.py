@@ -41,7 +41,10 @@ def _documentation(spelling: Spelling, paddle_class: Any) -> str:
     known = paddle_class.__module__.startswith("paddle.")
     first = f"paddle.optimizer.{name}" if known else f"{name}, as Paddle would have it,"
     own = f"All arguments of paddle.optimizer.{name}: as there." if known else ""
-    arguments = own or inspect.cleandoc(paddle_class.__doc__).partition("Args:\n")[2].split("\n\n")[0].strip()
+    arguments = (
+        own
+        or inspect.cleandoc(paddle_class.__doc__).partition("Args:\n")[2].split("\n\n")[0].strip()
+    )
     return f"""{first} in one fused step: the same arguments, groups, state and numbers.
 
     Args:

@@ -22,8 +22,6 @@ from isostep.stepper import HyperGroup
 OF_ALL = ("amsgrad",)
 """Arguments that Paddle does not look for in groups."""
 
-_UNTOUCHED: dict[str, Any] = {"learning_rate": 1.0}
-
 
 class Hyperparameters:
     """What a rule reads of one optimizer.
@@ -46,7 +44,7 @@ class Hyperparameters:
             owners: the parameter group of each.
         """
         optimizer = self._optimizer
-        scales = [_scale(getattr(p, "optimize_attr", _UNTOUCHED)) for p in params]
+        scales = _scales(params)
         ratio, chosen = optimizer.lr_ratio, optimizer.decays
         return [
             self.settings(),
@@ -193,9 +191,14 @@ def _reading(regularizer: Any) -> Any:
     return None if regularizer is None else _coefficient(regularizer) or regularizer
 
 
-def _scale(attributes: Any) -> float:
-    scale = (attributes or _UNTOUCHED).get("learning_rate", 1.0)
-    return scale if type(scale) is float else float(scale)
+def _scales(params: Sequence[Any]) -> list[float]:
+    """The factor on the learning rate of each parameter."""
+    try:
+        found = [p.optimize_attr["learning_rate"] for p in params]
+    except (AttributeError, KeyError, TypeError):  # tensors that are not made as parameters
+        attributes = [getattr(p, "optimize_attr", None) or {} for p in params]
+        found = [a.get("learning_rate", 1.0) for a in attributes]
+    return [scale if type(scale) is float else float(scale) for scale in found]
 
 
 def _ratio(ratio: Any, param: Any) -> float:

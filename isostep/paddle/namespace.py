@@ -64,7 +64,7 @@ def bare(x: Any) -> Any:
 class PaddleNamespace:
     """Paddle's functions under the names that a trace has, on `Value`s and numbers."""
 
-    def cast(self, x: Any, dtype: str) -> Any:
+    def cast(self, x: Any, dtype: Any) -> Any:
         if isinstance(x, Number):
             return Value(paddle.full([], x, dtype))
         own = bare(x)

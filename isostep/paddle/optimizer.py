@@ -25,8 +25,8 @@ from isostep.paddle.accumulators import POWERS, power_after, powers, steps_of
 from isostep.paddle.binding import Binding
 from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.options import Extras, checked
-from isostep.paddle.program import ArrayStep
 from isostep.paddle.planning import plan
+from isostep.paddle.program import ArrayStep
 from isostep.paddle.state import Saved, canonical, load, named
 from isostep.paddle.tensors import numpy_view
 from isostep.plan import Plan
@@ -127,7 +127,9 @@ class FusedStep(Framework):
         """
         owners, settings = self.owners(pairs), hyper.settings()
         clips = [settings[owner]["grad_clip"] for owner in owners]
-        scopes = [(id(c), o if self.clips_per_group else 0) for c, o in zip(clips, owners)]
+        scopes = [
+            (id(c), o if self.clips_per_group else 0) for c, o in zip(clips, owners, strict=True)
+        ]
         result: list[Any] = list(pairs)
         for scope in set(scopes):
             places = [k for k, s in enumerate(scopes) if s == scope]
@@ -190,8 +192,20 @@ class FusedStep(Framework):
             grads = [i if m is None else m for m, i in zip(found, ivars, strict=True)]
         else:
             grads = core.eager.get_all_grads(params) if params else []
+        if self._as_before(params, grads):
+            return
         pairs = zip(params, grads, strict=True)
         self._apply_now([(p, g) for p, g in pairs if g is not None and not p.stop_gradient])
+
+    def _as_before(self, params: list[Any], grads: list[Any]) -> bool:
+        """Step by kernels if this step is like those before; else do nothing."""
+        binding = self._binding
+        if binding is None or self._get_auxiliary_var("found_inf") is not None:
+            return False
+        self._take_edits()
+        if self._binding is None or binding.stale():
+            return False
+        return self._by_binding(binding, lambda: binding.usual_step(params, grads))
 
     def _apply_now(self, pairs: Pairs) -> None:
         """Step in a dynamic graph."""
@@ -222,13 +236,22 @@ class FusedStep(Framework):
             self._unbind()
             self._binding = binding = Binding(self, rules.get(self.rule), self._counts)
             binding.stepper.iteration = self._iteration
+        self._by_binding(binding, lambda: (True, binding.step(pairs, self.owners(pairs))))
+
+    def _by_binding(self, binding: Binding, step: Callable[[], tuple[bool, Report | None]]) -> bool:
+        """Take a step; whether there was one, and the report, is what `step` returns."""
         try:
-            self._report = binding.step(pairs, self.owners(pairs))
+            done, report = step()
+        except BaseException:
+            self._unbind()  # whatever it had come to
+            raise
         finally:
             self._iteration = binding.stepper.iteration
             self._skipped += binding.stepper.skipped
             binding.stepper.skipped = 0
-        self._behind = True
+        if done:
+            self._report, self._behind = report, True
+        return done
 
     def _by_array(self, pairs: Pairs) -> None:
         self._take_edits()
@@ -246,7 +269,7 @@ class FusedStep(Framework):
 
     def _unbind(self) -> None:
         if self._binding is not None:
-            self._counts |= self._binding.counts()
+            self._counts = self._steps()
             self._binding = None
 
     # -- Paddle's own entry points ---------------------------------------------------------------
@@ -309,7 +332,9 @@ class FusedStep(Framework):
         self.kept = value
 
     def _steps(self) -> dict[str, int]:
-        return self._counts | (self._binding.counts() if self._binding is not None else {})
+        """The steps of all parameters that have had one."""
+        bound = {} if self._binding is None else self._binding.counts()
+        return self._counts | {name: steps for name, steps in bound.items() if steps}
 
     def _write_powers(self) -> None:
         """Bring the powers of the betas up to date with the counts."""

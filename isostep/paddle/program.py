@@ -71,6 +71,7 @@ class ArrayStep:
         for param, group in zip(params, membership, strict=True):
             own = stand_in(tuple(param.shape), dtype_name(param.dtype))
             self.stepper.add(param.name, own, group, own=own)
+        self._group_of = {leaf.name: leaf.group for leaf in self.stepper.leaves}
         self._function = FunctionalStep(self.stepper, XP, "float64")
 
     def _read(self, leaf: Leaf, name: str) -> Any:
@@ -109,9 +110,8 @@ class ArrayStep:
         blocked = values.blocked is not None and float(bare(values.blocked)) > 0
         if blocked and options.nonfinite == "raise":
             raise GradientError(
-                f"step {iteration + 1}: {int(float(bare(values.blocked)))} non-finite gradient elements; "
-                f'no parameter was changed (nonfinite="skip" skips such steps, "propagate" lets '
-                f"them through)"
+                f"step {iteration + 1}: non-finite gradient elements; no parameter was changed "
+                f'(nonfinite="skip" skips such steps, "propagate" lets them through)'
             )
         if not blocked:
             for target, value in zip(targets, new, strict=True):
@@ -151,6 +151,11 @@ class ArrayStep:
     def _refuse(self) -> None:
         options = self.stepper.options
         ema = options.ema
+        if not paddle.base.framework.in_pir_mode():
+            raise NotImplementedError(
+                "isostep steps Paddle's programs in their present form (PIR) only: unset "
+                "FLAGS_enable_pir_api=0"
+            )
         if options.report or options.nonfinite == "raise":
             name = "report=True" if options.report else 'nonfinite="raise"'
             raise HyperparameterError(
@@ -185,7 +190,8 @@ class ArrayStep:
         known: dict[Any, Any] = {}
         for name, param in self._params.items():
             for power, tensor in accumulators.powers(self._optimizer, param).items():
-                beta, dtype = self._beta(name, POWERS[power]), dtype_name(tensor.dtype)
+                dtype: Any = dtype_name(tensor.dtype)
+                beta = self._beta(name, POWERS[power])
                 if (beta, dtype) not in known:
                     exponent = paddle.cast(after, "float64") + 1.0
                     value = paddle.full([], beta, "float64") ** exponent
@@ -194,15 +200,14 @@ class ArrayStep:
         return found
 
     def _beta(self, name: str, beta: str) -> float:
-        leaf = next(leaf for leaf in self.stepper.leaves if leaf.name == name)
-        return float(self.stepper.groups[leaf.group].values[beta])
+        return float(self.stepper.groups[self._group_of[name]].values[beta])
 
 
 def _times(rate: Any, factor: float) -> Any:
     """The learning rate of a group; of a variable, a function that gives it."""
     if isinstance(rate, float):
         return rate * factor
-    return lambda _: Value(rate) * factor
+    return lambda _: XP.apply("mul", [Value(rate), factor])
 
 
 def _dense(grad: Any, param: Any) -> Any:

@@ -199,7 +199,7 @@ def whose(saved: Names, live: Names) -> dict[str, str]:
     the state; else by order, if there are as many; else by Paddle's name as far as it goes.
     """
     if all(model for model, _ in [*saved, *live]) and saved:
-        known = {model: name for model, name in saved}
+        known = dict(saved)
         return {name: known[model] for model, name in live if model in known}
     names = [name for _, name in saved]
     if not {name for _, name in live} <= set(names) and len(names) == len(live):
@@ -287,5 +287,3 @@ def _as_array(value: Any) -> Any:
 def _set(tensor: Any, value: Any) -> None:
     new = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(value)
     tensor.set_value(paddle.reshape(new, tensor.shape).astype(tensor.dtype))
-
-

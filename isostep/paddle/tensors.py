@@ -32,7 +32,7 @@ def view_at(address: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
     kind, count = as_dtype(dtype), math.prod(shape)
     if not count:
         return np.empty(tuple(shape), kind)
-    memory = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
+    memory: Any = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
     return np.frombuffer(memory, kind).reshape(tuple(shape))
 
 

@@ -73,7 +73,9 @@ def test_parameters_can_be_left_out_of_clipping(name: str, clip: Any) -> None:
 
 
 def test_norms_of_single_tensors_are_clipped() -> None:
-    assert both("SGD", dtype="float32", learning_rate=0.125, grad_clip=ClipGradByNorm(0.5)) < FLOAT32
+    assert (
+        both("SGD", dtype="float32", learning_rate=0.125, grad_clip=ClipGradByNorm(0.5)) < FLOAT32
+    )
 
 
 def test_clipping_comes_before_coupled_decay() -> None:
@@ -431,7 +433,9 @@ def test_a_step_is_measured_if_asked_for(engine: str) -> None:
 def test_the_plan_says_what_is_kept(name: str) -> None:
     params, optimizer = trained(isostep.paddle, name, steps=1, **OURS[name])
     planned = {
-        (leaf.name, slot): shape for leaf in optimizer.plan().entries for slot, shape in leaf.slots.items()
+        (leaf.name, slot): shape
+        for leaf in optimizer.plan().entries
+        for slot, shape in leaf.slots.items()
     }
     names = optimizer.spelling.slots
     for (param, slot), (shape, dtype) in planned.items():

@@ -1,4 +1,4 @@
-"""Sparse gradients of embeddings: `SelectedRows`, dense in meaning unless `lazy_mode` is asked for."""
+"""Sparse gradients of embeddings, `SelectedRows`: dense in meaning without `lazy_mode`."""
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ def test_low_precision_rows_are_stepped() -> None:
     weight = paddle.create_parameter(
         [5, 3], "bfloat16", default_initializer=paddle.nn.initializer.Constant(1.0)
     )
-    optimizer = isostep.paddle.AdamW(
-        0.5, parameters=[weight], lazy_mode=True, multi_precision=True
-    )
+    optimizer = isostep.paddle.AdamW(0.5, parameters=[weight], lazy_mode=True, multi_precision=True)
     out = paddle.nn.functional.embedding(paddle.to_tensor([1, 1]), weight, sparse=True)
     out.astype("float32").sum().backward()
     assert weight.grad.is_selected_rows()

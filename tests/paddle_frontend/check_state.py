@@ -161,9 +161,7 @@ def test_masters_are_saved_under_paddles_keys() -> None:
     with paddle.utils.unique_name.guard():  # which cannot step bfloat16 on a CPU
         params = parameters("bfloat16")
         theirs = paddle.optimizer.AdamW(parameters=params, **how)
-        theirs._create_accumulators(
-            paddle.static.default_main_program().global_block(), params
-        )
+        theirs._create_accumulators(paddle.static.default_main_program().global_block(), params)
     found, expected = ours.state_dict(), theirs.state_dict()
     assert found.keys() - {"isostep"} == expected.keys()
     assert found["master_weights"].keys() == expected["master_weights"].keys()

@@ -63,7 +63,9 @@ def dynamic(classes: Any, name: str, **options: Any) -> dict[str, Any]:
 class Program:
     """A training program, its scope, and the optimizer in it."""
 
-    def __init__(self, classes: Any, name: str, minimize: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self, classes: Any, name: str, minimize: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         paddle.enable_static()
         self.main, self.startup = paddle.static.Program(), paddle.static.Program()
         with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.main, self.startup):

@@ -14,10 +14,22 @@ RULES: dict[str, dict[str, Any]] = {
     "SGD": {"learning_rate": 0.125, "weight_decay": 0.0625},
     "Momentum": {"learning_rate": 0.125, "momentum": 0.75, "use_nesterov": True},
     "Adagrad": {"learning_rate": 0.25, "epsilon": 0.0078125, "initial_accumulator_value": 0.25},
-    "RMSProp": {"learning_rate": 0.0625, "rho": 0.75, "momentum": 0.5, "centered": True, "epsilon": 0.0078125},
+    "RMSProp": {
+        "learning_rate": 0.0625,
+        "rho": 0.75,
+        "momentum": 0.5,
+        "centered": True,
+        "epsilon": 0.0078125,
+    },
     "Adadelta": {"learning_rate": 0.5, "rho": 0.75, "epsilon": 0.0078125, "weight_decay": 0.0625},
     "Adam": {"learning_rate": 0.0625, "beta1": 0.75, "beta2": 0.9375, "weight_decay": 0.0625},
-    "AdamW": {"learning_rate": 0.0625, "beta1": 0.75, "beta2": 0.9375, "amsgrad": True, "weight_decay": 0.25},
+    "AdamW": {
+        "learning_rate": 0.0625,
+        "beta1": 0.75,
+        "beta2": 0.9375,
+        "amsgrad": True,
+        "weight_decay": 0.25,
+    },
 }
 """Hyperparameters off their neutral values, and exact in float32, in which Paddle keeps them."""
 

@@ -1,4 +1,4 @@
-"""isostep.paddle in dynamic graphs, by kernels and by Paddle's operations, over all cases of Paddle.
+"""isostep.paddle in dynamic graphs, by kernels and by Paddle's operations, over all cases.
 
 `test_paddle.py` holds the same numbers against Paddle itself.
 """
