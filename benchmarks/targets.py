@@ -63,6 +63,12 @@ _SPEED_IN_KERAS = (
         for model in ("tiny", "resnet50")
     ),
 )
+_SPEED_IN_PADDLE = (
+    ("AdamW", "resnet50", 2.5),
+    ("AdamW", "tiny", 8.0),
+    ("clip+AdamW+EMA", "resnet50", 5.0),
+    ("clip+AdamW+EMA", "tiny", 5.0),
+)
 _SPEED_ON_TENSORS = (("AdamW", "resnet50", 1.1),)
 
 
@@ -76,6 +82,10 @@ def _targets() -> Iterator[Target]:
         own = FRONT_ENDS[peer]
         what = f"{own}: {case} on {model}, over {LABELS[peer]}"
         yield Target(what, bound, True, "x", _speed(model, case, own, peer))
+    for case, model, bound in _SPEED_IN_PADDLE:
+        own = FRONT_ENDS["paddle"]
+        what = f"{own}: {case} on {model}, over Paddle"
+        yield Target(what, bound, True, "x", _speed(model, case, own, "paddle"))
     yield Target(f"{torch}: Python in a step of 500 tensors", 0.6, False, "ms", _python(torch))
     for case in CASES.values():
         if not case.composite:

@@ -30,6 +30,7 @@ TOGETHER = ("torch", "optax")
 FRONT_ENDS = {
     "torch": "isostep.torch",
     "optax": "isostep.jax",
+    "paddle": "isostep.paddle",
     "keras-torch": "isostep.keras on torch",
     "keras-jax": "isostep.keras on JAX",
     "keras-tf": "isostep.keras on TF",

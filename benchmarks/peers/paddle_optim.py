@@ -7,9 +7,12 @@ from typing import Any
 
 import paddle
 
+import isostep.paddle
 from benchmarks.cases import EMA_MOMENTUM, GLOBAL_NORM, LEARNING_RATE, Case
 from benchmarks.models import Floats
+from benchmarks.peers import FRONT_ENDS
 from benchmarks.timing import Contestant
+from isostep.recipe import EMA
 
 _CLASSES = {
     "SGD": "Momentum",
@@ -29,6 +32,21 @@ def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterat
     if case.rule in ("SGD", "Adam") and not case.composite:
         several = _step(case, params, grads, {"use_multi_tensor": True})
         yield Contestant("paddle multi-tensor", "paddle", several)
+
+
+def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
+    """isostep's class in the place of Paddle's."""
+    options: dict[str, Any] = {}
+    if case.composite:
+        options["grad_clip"] = paddle.nn.ClipGradByGlobalNorm(GLOBAL_NORM)
+        options["ema"] = EMA(EMA_MOMENTUM, start="initial")
+    optimizer = getattr(isostep.paddle, _CLASSES.get(case.rule, case.rule))(
+        learning_rate=LEARNING_RATE[case.rule],
+        parameters=[_parameter(p, g) for p, g in zip(params, grads, strict=True)],
+        **case.hyperparameters,
+        **options,
+    )
+    return Contestant(FRONT_ENDS["paddle"], FRONT_ENDS["paddle"], optimizer.step)
 
 
 def _step(

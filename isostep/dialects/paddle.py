@@ -167,5 +167,13 @@ DIALECT = Dialect(
     ),
     quirks=(
         "paddle-clip-by-norm-takes-float32: on the CPU ClipGradByNorm refuses float64 gradients",
+        "paddle-global-norm-per-group: with parameter groups ClipGradByGlobalNorm takes the norm of "
+        "each group; isostep that of all groups with this clip, unless clip_per_group=True",
+        "paddle-rescale-grad-on-gpu-only: on the CPU Momentum ignores rescale_grad; isostep "
+        "multiplies everywhere, after clipping and before decay",
+        "paddle-lr-ratio-on-gpu-only: on the CPU AdamW refuses lr_ratio; isostep scales the whole "
+        "step by it everywhere, as the GPU kernel does",
+        "paddle-sparse-adam-counts-ahead: on the CPU the kernel for sparse gradients corrects the "
+        "bias with the powers of the step after; isostep with those of the step",
     ),
 )

@@ -27,3 +27,16 @@ def test_paddle(part: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_the_example_goes_on_in_paddle() -> None:
+    example = HERE.parents[1] / "examples" / "paddle_adamw.py"
+    source = f"import runpy; print(runpy.run_path({str(example)!r})['main']())"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert float(done.stdout.splitlines()[-1]) < 1e-6

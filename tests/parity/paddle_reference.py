@@ -75,7 +75,32 @@ def probes() -> dict[str, Array]:
             }
         ),
         "clips-float64-by-norm": np.array(_clips_float64_by_norm()),
+        "takes-lr-ratio": np.array(_takes_lr_ratio()),
+        "momentum-rescaled": _moved("Momentum", rescale_grad=0.5),
+        "groups-clipped": _moved("SGD", grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)),
+        "sparse-adam": _moved("Adam", sparse=True, beta1=0.75, beta2=0.9375, epsilon=0.0),
     }
+
+
+def _takes_lr_ratio() -> bool:
+    try:
+        paddle.optimizer.AdamW(parameters=[paddle.ones([1])], lr_ratio=lambda p: 0.5)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _moved(name: str, sparse: bool = False, **options: Any) -> Array:
+    """How far each of two groups of one element moves at rate 1 with a gradient of 1."""
+    layers = [paddle.nn.Embedding(1, 1, sparse=sparse) for _ in range(2)]
+    groups = [{"params": layer.parameters()} for layer in layers]
+    before = [layer.weight.numpy() for layer in layers]
+    optimizer = getattr(paddle.optimizer, name)(learning_rate=1.0, parameters=groups, **options)
+    for layer in layers:
+        layer(paddle.zeros([1], "int64")).sum().backward()
+    optimizer.step()
+    pairs = zip(before, layers, strict=True)
+    return np.ravel([b - layer.weight.numpy() for b, layer in pairs])
 
 
 def _clips_float64_by_norm() -> bool:

@@ -74,6 +74,30 @@ def test_clip_by_norm_refuses_float64(theirs: Reference):
     assert not theirs["probe", "clips-float64-by-norm"]
 
 
+@QUIRKS.shown("paddle-global-norm-per-group")
+def test_a_global_norm_is_that_of_a_group(theirs: Reference):
+    """Of one group of norm 1 it is 1; of both it would be the root of 2, and they would move by
+    its inverse."""
+    np.testing.assert_allclose(theirs["probe", "groups-clipped"], 1.0, rtol=1e-6)
+
+
+@QUIRKS.shown("paddle-rescale-grad-on-gpu-only")
+def test_momentum_does_not_rescale_on_the_cpu(theirs: Reference):
+    np.testing.assert_allclose(theirs["probe", "momentum-rescaled"], 1.0, rtol=1e-6)
+
+
+@QUIRKS.shown("paddle-lr-ratio-on-gpu-only")
+def test_adamw_refuses_lr_ratio_on_the_cpu(theirs: Reference):
+    assert not theirs["probe", "takes-lr-ratio"]
+
+
+@QUIRKS.shown("paddle-sparse-adam-counts-ahead")
+def test_the_sparse_adam_is_a_step_ahead(theirs: Reference):
+    """At its first step, for any gradient, with 1 - beta^2 in the place of 1 - beta."""
+    expected = np.sqrt(1 - 0.9375**2) / (1 - 0.75**2) * (1 - 0.75) / np.sqrt(1 - 0.9375)
+    np.testing.assert_allclose(theirs["probe", "sparse-adam"], expected, rtol=1e-5)
+
+
 def test_defaults_are_those_of_paddle(theirs: Reference):
     assert_defaults("paddle", theirs)
 
