@@ -42,6 +42,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for cpu.json and cpu.png.")] = Path(
         "benchmarks/results"
     ),
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep what is in --out and is not measured again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
 ) -> None:
     """Measure isostep beside the optimizers of other frameworks, in turns, on this machine.
@@ -56,7 +59,14 @@ def main(
         threads=threads or machine.cores(),
         huge_pages=huge_pages,
     )
+    earlier = _earlier(out) if add else None
     interrupted = _measure(results, quick)
+    if earlier is not None:
+        try:
+            results.keep(earlier)
+        except ValueError as error:
+            typer.echo(f"error: --add: {out / 'cpu.json'} does not fit: {error}", err=True)
+            out = out / "apart"
     verdicts = targets.verdicts(results)
     document = results.to_dict() | {"targets": targets.as_records(verdicts)}
     out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +93,18 @@ def _chosen(option: str, given: str | None, known: list[str], usual: list[str]) 
     return names
 
 
+def _earlier(out: Path) -> Results | None:
+    """What an earlier run left, if it was on this machine."""
+    path = out / "cpu.json"
+    if not path.exists():
+        return None
+    document = json.loads(path.read_text())
+    if document["machine"] != machine.describe():
+        typer.echo(f"error: --add: {path} was measured on another machine", err=True)
+        raise typer.Exit(2)
+    return Results.read(document)
+
+
 def _measure(results: Results, quick: bool) -> bool:
     """Run all workers; whether the user stopped them."""
     todo = program.tasks(
@@ -102,7 +124,6 @@ def _measure(results: Results, quick: bool) -> bool:
             view.found("start-up", {})
             for task in todo:
                 _run(task, results, view)
-            results.complete = True
         except KeyboardInterrupt:
             stopped = True
     results.seconds = time.perf_counter() - begin

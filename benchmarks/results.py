@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, models, program
+from benchmarks.cases import CASES
 from benchmarks.own import NAME
+from benchmarks.peers import MODULES
 from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD, TRAINING
 
 Record = dict[str, Any]
+
+
+def cell(record: Record) -> tuple[Any, ...]:
+    """What tells one record from the others."""
+    return record["kind"], tuple(record["peers"]), record["model"], record["case"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,6 @@ class Results:
     errors: list[str] = field(default_factory=list)
     load: list[float | None] = field(default_factory=lambda: [machine.load()])
     seconds: float = 0.0
-    complete: bool = False
 
     def add(self, record: Record) -> None:
         """Keep what a worker printed."""
@@ -63,6 +69,38 @@ class Results:
             self.errors.append(record["error"])
         else:
             self.records.append(record)
+
+    def keep(self, earlier: Results) -> None:
+        """Take in what an earlier run measured and this one did not.
+
+        Raises:
+            ValueError: it was measured otherwise, so that the two cannot stand side by side.
+        """
+        for name in ("threads", "huge_pages"):
+            if getattr(earlier, name) != getattr(self, name):
+                raise ValueError(f"it was measured with {name}={getattr(earlier, name)}")
+        for name, version in earlier.versions.items():
+            if self.versions.get(name, version) != version and name != "isostep":
+                raise ValueError(f"it was measured with {name} {version}")
+        measured = {cell(record) for record in self.records}
+        kept = [record for record in earlier.records if cell(record) not in measured]
+        self.records = kept + self.records
+        self.versions = earlier.versions | self.versions
+        self.models, self.cases, self.peers = (
+            [name for name in known if name in {*ours, *theirs}]
+            for known, ours, theirs in (
+                (models.NAMES, self.models, earlier.models),
+                (CASES, self.cases, earlier.cases),
+                (MODULES, self.peers, earlier.peers),
+            )
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell that was asked for is there."""
+        todo = program.tasks(self.models, self.cases, self.peers, self.threads)
+        found = {cell(record) for record in self.records}
+        return all((t.kind, tuple(t.peers), *c) in found for t in todo for c in t.cells)
 
     def find(self, kind: str, model: str, case: str) -> list[Record]:
         """The records of one cell that were measured."""

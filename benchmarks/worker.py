@@ -76,8 +76,9 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
             arrays = (model, shapes.arrays(0.02, seed=0), shapes.arrays(0.01, seed=1))
         start = time.perf_counter()
         found = _cell(task, case, *arrays[1:])
-        seconds = round(time.perf_counter() - start, 1)
-        yield {"kind": task.kind, "model": model, "case": case, "seconds": seconds} | found
+        cell = {"kind": task.kind, "peers": task.peers, "model": model, "case": case}
+        when = {"day": time.strftime("%Y-%m-%d", time.gmtime())}
+        yield cell | when | {"seconds": round(time.perf_counter() - start, 1)} | found
         gc.collect()
 
 

@@ -132,6 +132,20 @@ def test_every_cell_of_a_full_run_is_planned_once() -> None:
     assert {p for t in todo if t.kind == "peers" for p in t.peers} == set(peers)
 
 
+def test_what_an_earlier_run_measured_is_kept_unless_it_is_measured_again() -> None:
+    earlier = results_of(worker.LIMIT, [], ["SGD", "Adam"])
+    now = results_of(worker.LIMIT, [], ["SGD"])
+    again = now.records[0]
+    now.keep(Results.read(earlier.to_dict()))
+    assert [r["case"] for r in now.records] == ["Adam", "SGD"]
+    assert now.records[1] is again
+    assert now.cases == ["SGD", "Adam"]
+    assert not now.complete  # overhead and denormals are not there
+    earlier.threads = 2
+    with pytest.raises(ValueError, match="threads"):
+        now.keep(earlier)
+
+
 def test_the_readme_shows_what_was_measured() -> None:
     text = readme.README.read_text()
     assert readme.with_table(text, Results.read(json.loads(readme.RESULTS.read_text()))) == text

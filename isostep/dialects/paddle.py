@@ -167,7 +167,7 @@ DIALECT = Dialect(
     ),
     quirks=(
         "paddle-clip-by-norm-takes-float32: on the CPU ClipGradByNorm refuses float64 gradients",
-        "paddle-global-norm-per-group: with parameter groups ClipGradByGlobalNorm takes the norm of "
+        "paddle-global-norm-per-group: with groups ClipGradByGlobalNorm takes the norm of "
         "each group; isostep that of all groups with this clip, unless clip_per_group=True",
         "paddle-rescale-grad-on-gpu-only: on the CPU Momentum ignores rescale_grad; isostep "
         "multiplies everywhere, after clipping and before decay",
