@@ -456,6 +456,16 @@ class Stepper:
     # -- looking in ------------------------------------------------------------------------------
 
     @property
+    def ran(self) -> list[str]:
+        """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
+        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self.last]
+
+    @property
+    def source(self) -> str:
+        """The source of what ran in the last step."""
+        return "\n\n".join(r.source for r in self.last)
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of all slots, averages and master copies."""
         return sum(a.nbytes for leaf in self.leaves for a in self.kept(leaf).values())

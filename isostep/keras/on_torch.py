@@ -34,10 +34,7 @@ class NativeApply(TracedApply):
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel."""
-        if self._native is None:
-            return super().ran
-        last = self._native.last
-        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in last]
+        return super().ran if self._native is None else self._native.ran
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""

@@ -467,9 +467,7 @@ class Optimizer:
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
-        return [
-            f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self._stepper.last
-        ]
+        return self._stepper.ran
 
     def _own_dtypes(self) -> tuple[str | None, ...]:
         return tuple(leaf.array.dtype.name for leaf in self._stepper.leaves)

@@ -25,7 +25,7 @@ from isostep.paddle.tensors import addresses, check_steppable, dtype_name, numpy
 from isostep.report import Report
 from isostep.rows import obstacle, row_runner
 from isostep.rules import Rule
-from isostep.stepper import DTYPES, HyperGroup, Stepper
+from isostep.stepper import DTYPES, Stepper
 
 
 class Binding:
@@ -248,23 +248,6 @@ class Binding:
         """The steps that each parameter has had, by name."""
         names = [leaf.name for leaf in self.stepper.leaves]
         return dict(zip(names, self.stepper.steps.tolist(), strict=True))
-
-    def betas(self) -> dict[str, dict[str, float]]:
-        """The betas of each parameter, by its name."""
-        groups: list[HyperGroup] = self.stepper.groups
-        return {leaf.name: groups[leaf.group].values for leaf in self.stepper.leaves}
-
-    # -- looking in ------------------------------------------------------------------------------
-
-    @property
-    def ran(self) -> list[str]:
-        """What ran in the last step."""
-        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self.stepper.last]
-
-    @property
-    def source(self) -> str:
-        """The source of what ran in the last step."""
-        return "\n\n".join(r.source for r in self.stepper.last)
 
 
 _shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")

@@ -472,12 +472,12 @@ class FusedStep(Framework):
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
         if self._binding is not None:
-            return self._binding.ran
+            return self._binding.stepper.ran
         return [self._array_ran] if self._array_ran else []
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
-        return "" if self._binding is None else self._binding.source
+        return "" if self._binding is None else self._binding.stepper.source
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""

@@ -231,16 +231,6 @@ class Binding:
 
     # -- looking in ------------------------------------------------------------------------------
 
-    @property
-    def ran(self) -> list[str]:
-        """What ran in the last step."""
-        return [f"{r.engine} {r.cohort.layout} {r.cohort.compute_dtype}" for r in self.stepper.last]
-
-    @property
-    def source(self) -> str:
-        """The source of what ran in the last step."""
-        return "\n\n".join(r.source for r in self.stepper.last)
-
     def plan(self) -> Plan:
         """What a step in which all parameters have gradients would do."""
         return self.stepper.plan(tuple(DTYPE_NAMES[p.dtype] for p in self._here))

@@ -240,7 +240,7 @@ class FusedStep(torch.optim.Optimizer):
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
-        return [] if self._binding is None else self._binding.ran
+        return [] if self._binding is None else self._binding.stepper.ran
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
@@ -248,7 +248,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
-        return "" if self._binding is None else self._binding.source
+        return "" if self._binding is None else self._binding.stepper.source
 
 
 def _plain(saved: dict[str, Any]) -> dict[str, Any]:
