@@ -15,6 +15,7 @@ import paddle
 from numpy.typing import NDArray
 
 from isostep.engines.leaf import Leaf
+from isostep.errors import StateError
 from isostep.paddle.hyper import attribute
 from isostep.paddle.tensors import numpy_view
 from isostep.rules.base import Domain
@@ -84,6 +85,12 @@ class Slots:
         self, leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
     ) -> NDArray[Any]:
         tensor = self.tensor(leaf, name)
+        if tuple(tensor.shape) != leaf.slot_shape(per):
+            raise StateError(
+                f"the accumulator {name!r} of parameter {leaf.name!r} has shape "
+                f"{tuple(tensor.shape)}, and the parameter needs {leaf.slot_shape(per)}: if the "
+                f"parameter was replaced by another of a new shape, make a new optimizer for it"
+            )
         array = numpy_view(tensor).reshape(-1)
         self.tensors.append(tensor)
         if leaf.name in self.fresh and name not in ("master", "average"):

@@ -17,7 +17,7 @@ import paddle
 from isostep import dialects
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
-from isostep.errors import GradientError
+from isostep.errors import GradientError, ParameterError
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import Slots
 from isostep.paddle.hyper import Hyperparameters
@@ -59,6 +59,7 @@ class Binding:
         self._tensors: list[Any] = []
         self._where = addresses([])
         self._shapes: list[Any] = []
+        self._own_kinds: list[Any] = []
         self._grads = np.zeros(0, dtype=np.int64)
         self._held: list[Any] = []
         self._apart = False
@@ -67,8 +68,10 @@ class Binding:
         self._dtypes: tuple[str | None, ...] | None = None
 
     def stale(self) -> bool:
-        """Whether a parameter or an accumulator lies elsewhere than before."""
-        return not np.array_equal(addresses(self._tensors), self._where)
+        """Whether a parameter or an accumulator lies elsewhere than before, or a parameter has
+        another dtype in what may be the same place."""
+        moved = not np.array_equal(addresses(self._tensors), self._where)
+        return moved or list(map(_dtype, self._params)) != self._own_kinds
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class Binding:
         params, belongs = [pairs[k][0] for k in fresh], [owners[k] for k in fresh]
         for param in params:
             check_steppable(param)
+        self._check_names(params)
         raw = self._hyper.raw([*self._params, *params], [*self._owners, *belongs])
         groups, membership, self._factors = self._hyper.groups(raw)
         known = set(self._optimizer._already_create_accumulator)
@@ -166,7 +170,20 @@ class Binding:
         self._tensors = [*self._params, *self._slots.tensors]
         self._where = addresses(self._tensors)
         self._shapes = [p.shape for p in self._params]
+        self._own_kinds = list(map(_dtype, self._params))
         self._dtypes = None
+
+    def _check_names(self, params: Sequence[Any]) -> None:
+        """Refuse two parameters of one name, which would share accumulators."""
+        names = {param.name for param in self._params}
+        for param in params:
+            if param.name in names:
+                raise ParameterError(
+                    f"two parameters are called {param.name!r}, and Paddle keeps accumulators by "
+                    f"name: build the layers under one paddle.utils.unique_name.guard(), or give "
+                    f"them names by ParamAttr(name=...)"
+                )
+            names.add(param.name)
 
     def _refresh(self) -> None:
         """Follow what was set since the last step."""

@@ -430,9 +430,13 @@ class FusedStep(Framework):
 
     load_state_dict = set_state_dict
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which have memory of their own."""
+        return {**vars(self), "_binding": None, "_counts": self._steps()}
+
     def parameter_names(self) -> list[tuple[str | None, str]]:
         """Of each parameter its name in the model, if it is known, and Paddle's."""
-        return [(self._structured.get(id(p)), p.name) for p in self.all_parameters()]
+        return [(self._structured.get(p.name), p.name) for p in self.all_parameters()]
 
     # -- what Paddle does not have ---------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def canonical(key: str) -> str:
     return _NUMBER.sub("_0", _MASTERS.sub("_fp32_master_0_", key))
 
 
-def named(parameters: Any) -> tuple[Any, dict[int, str]]:
+def named(parameters: Any) -> tuple[Any, dict[str, str]]:
     """Parameters as Paddle takes them, and the names that came with them.
 
     Args:
@@ -90,9 +90,9 @@ def named(parameters: Any) -> tuple[Any, dict[int, str]]:
             `Layer.named_parameters()` has them, or groups of either.
 
     Returns:
-        Parameters or groups, and the names by `id` of the parameter.
+        Parameters or groups, and the names by Paddle's name of the parameter.
     """
-    names: dict[int, str] = {}
+    names: dict[str, str] = {}
 
     def bare(given: Any) -> Any:
         if isinstance(given, paddle.Tensor | str | set | Mapping) or not hasattr(given, "__iter__"):
@@ -100,7 +100,7 @@ def named(parameters: Any) -> tuple[Any, dict[int, str]]:
         result: list[Any] = []
         for entry in given:
             if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
-                names[id(entry[1])] = entry[0]
+                names[entry[1].name] = entry[0]
                 entry = entry[1]
             elif isinstance(entry, Mapping) and "params" in entry:
                 entry = {**entry, "params": bare(entry["params"])}

@@ -8,6 +8,7 @@ step.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from isostep.torch.options import Extras
 from isostep.torch.overlap import layers
 from isostep.torch.slots import StateTensors, StepCounts, unkept
 from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, stand_in
+
+_dtype = operator.attrgetter("dtype")
 
 
 class Binding:
@@ -79,6 +82,7 @@ class Binding:
         self._places: list[int] = []
         self._here: list[torch.Tensor] = []
         self._where = addresses([])
+        self._dtypes: list[torch.dtype] = []
         self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
         if dry:
             self._take(list(range(len(self._params))), dry=True)
@@ -127,6 +131,7 @@ class Binding:
             groups is not self.groups
             or state is not self.state
             or not np.array_equal(addresses(self._here), self._where)
+            or list(map(_dtype, self._here)) != self._dtypes
             or _differentiable(groups) != self._differentiable
             or self._counts.edited()
             or self._kept.replaced()
@@ -214,6 +219,7 @@ class Binding:
         self._places += places
         self._here = [self._params[k] for k in self._places]
         self._where = addresses(self._here)
+        self._dtypes = list(map(_dtype, self._here))  # another may come to lie in the same place
         self._grads.laid_out(self._here)
         if native:
             layers(self.stepper.leaves)

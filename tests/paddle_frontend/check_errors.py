@@ -87,6 +87,20 @@ def test_parameters_that_no_kernel_steps_are_refused() -> None:
         isostep.paddle.SGD(parameters=[whole]).step()
 
 
+def test_two_parameters_of_one_name_are_refused() -> None:
+    made: list[Any] = []
+    for width in (3, 5):
+        with paddle.utils.unique_name.guard():
+            made += paddle.nn.Linear(2, width).parameters()
+    optimizer = isostep.paddle.Momentum(parameters=made)
+    for p in made:
+        p.grad = paddle.ones_like(p)
+    before = [p.numpy() for p in made]
+    with pytest.raises(ParameterError, match=r"two parameters are called 'linear_0\.w_0'"):
+        optimizer.step()
+    assert all((b == p.numpy()).all() for b, p in zip(before, made, strict=True))
+
+
 def test_averages_must_have_been_asked_for() -> None:
     optimizer = isostep.paddle.SGD(parameters=parameters())
     with pytest.raises(HyperparameterError, match="ema"), optimizer.averaged_params():

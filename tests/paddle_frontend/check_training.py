@@ -221,6 +221,25 @@ def test_parameters_may_move_in_memory() -> None:
     assert apart(twins, params) == 0.0
 
 
+def test_a_copy_has_memory_of_its_own() -> None:
+    import copy
+
+    params = parameters("float32")
+    optimizer = isostep.paddle.AdamW(0.125, parameters=params)
+    take(optimizer, params, range(2), "float32")
+    pair = copy.deepcopy({"optimizer": optimizer, "params": params})
+    kept = [p.numpy() for p in params]
+    moment = optimizer._accumulators["moment1"][params[0].name].numpy()
+    take(pair["optimizer"], pair["params"], range(2, 4), "float32")
+    for p, k in zip(params, kept, strict=True):
+        np.testing.assert_array_equal(p.numpy(), k)
+    np.testing.assert_array_equal(
+        moment, optimizer._accumulators["moment1"][params[0].name].numpy()
+    )
+    moved = [np.abs(p.numpy() - k).max() for p, k in zip(pair["params"], kept, strict=True)]
+    assert min(moved) > 0  # Paddle gives copies new names, so their moments begin anew
+
+
 def test_a_step_holds_no_gradient() -> None:
     params = parameters("float32")
     optimizer = isostep.paddle.SGD(0.5, parameters=params)
