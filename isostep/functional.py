@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from isostep import recipe as recipes
+from isostep.compile.schedule import Schedule
 from isostep.engines import traced
 from isostep.engines.leaf import Leaf
 from isostep.engines.traced import TracedNamespace, TracedOutcome, TracedScalars, TracedTensor
 from isostep.recipe import Recipe
 from isostep.report import SUMS
-from isostep.stepper import Stepper, as_dtype
+from isostep.stepper import Stepper, as_dtype, machine_epsilon
 from isostep.tracing import trace
 
 Arrays = Callable[[Leaf, str], Any]
 """Gives `param`, a slot or `average` of a leaf."""
+
+Kind = tuple[int, str]
+"""A group, and the dtype of a parameter."""
 
 NOTHING: dict[str, Any] = {}
 NO_CLIP: dict[str, Any] = {"clip": None}
@@ -54,11 +57,26 @@ class Task:
     shape: tuple[int, ...] | None = None
 
     @property
+    def schedule(self) -> Schedule:
+        """The passes of the recipe."""
+        return trace(self.recipe, recomputes=False)
+
+    @property
     def stores(self) -> list[str]:
         """The names of what it writes."""
-        return [
-            name for step in trace(self.recipe, recomputes=False).passes for name in step.stores
-        ]
+        return [name for step in self.schedule.passes for name in step.stores]
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of what it reads or writes, besides the gradient: what is written is cast to
+        the dtype of the array that it replaces."""
+        read = {node.name for step in self.schedule.passes for node in step.inputs}
+        return sorted((read - {"grad"}).union(self.stores))
+
+    @property
+    def kind(self) -> Kind:
+        """What its coefficients depend on: its group, and the dtype of its parameter."""
+        return self.leaf.group, self.leaf.array.dtype.name
 
 
 class Values(NamedTuple):
@@ -130,12 +148,25 @@ class FunctionalStep:
             iteration: number of steps that were completed.
             lr: the learning rate of groups that have none of their own.
         """
+        return self.values_by(tasks, arrays, self.coefficients(tasks, iteration, lr))
 
-        @cache
-        def coefficients(group: int, dtype: str) -> dict[str, Any]:
-            return self._coefficients(group, iteration, lr, self._count_dtype or dtype)
+    def coefficients(
+        self, tasks: Sequence[Task], iteration: Any, lr: Any = None
+    ) -> dict[Kind, dict[str, Any]]:
+        """The coefficients that tasks have, by their kind; see `values`."""
+        return {
+            kind: self._coefficients(kind, iteration, lr)
+            for kind in dict.fromkeys(task.kind for task in tasks)
+        }
 
-        tensors = [self._tensor(task, arrays, coefficients) for task in tasks]
+    def values_by(
+        self,
+        tasks: Sequence[Task],
+        arrays: Arrays,
+        coefficients: Mapping[Kind, Mapping[str, Any]],
+    ) -> Values:
+        """What a step with these coefficients computes; see `values`."""
+        tensors = [self._tensor(task, arrays, coefficients[task.kind]) for task in tasks]
         outcome = traced.step(self._xp, tensors)
         new = zip(tasks, outcome.stores, strict=True)
         stores = [values[name] for task, values in new for name in task.stores]
@@ -152,29 +183,32 @@ class FunctionalStep:
         return [self._xp.cast(x, "float32") for x in found]
 
     def _tensor(
-        self,
-        task: Task,
-        arrays: Arrays,
-        coefficients: Callable[[int, str], dict[str, Any]],
+        self, task: Task, arrays: Arrays, coefficients: Mapping[str, Any]
     ) -> TracedTensor:
-        leaf, recipe = task.leaf, task.recipe
-        schedule = trace(recipe, recomputes=False)
-        names = {node.name for step in schedule.passes for node in step.inputs} - {"grad"}
-        # What is written is cast to the dtype of the array that it replaces.
-        read = {name: arrays(leaf, name) for name in sorted(names.union(task.stores))}
+        leaf = task.leaf
+        read = {name: arrays(leaf, name) for name in task.arrays}
         if task.gradient is not None:
             read["grad"] = task.gradient
-        dtype = "float64" if leaf.array.dtype == np.float64 else "float32"
-        c = coefficients(leaf.group, dtype)
         shape = leaf.array.shape if task.shape is None else task.shape
-        return TracedTensor(schedule, shape, leaf.factored_axes, read, c, dtype)
+        return TracedTensor(
+            task.schedule,
+            shape,
+            leaf.factored_axes,
+            read,
+            dict(coefficients),
+            arithmetic(task.kind[1]),
+        )
 
-    def _coefficients(self, group: int, iteration: Any, lr: Any, dtype: str) -> dict[str, Any]:
-        made, xp = self.stepper, self._xp
+    def _coefficients(self, kind: Kind, iteration: Any, lr: Any) -> dict[str, Any]:
+        made, xp, group = self.stepper, self._xp, kind[0]
+        dtype = self._count_dtype or arithmetic(kind[1])
         given = {
             k: v(iteration) if callable(v) else v for k, v in made.groups[group].values.items()
         }
         h = SimpleNamespace(**{k: _number(xp, v, dtype) for k, v in given.items()})
+        for name in made.spelling.none_is_machine_epsilon:
+            if getattr(h, name) is None:
+                setattr(h, name, machine_epsilon(kind[1]))
         if h.lr is None:
             h.lr = xp.cast(lr, dtype)
         t = xp.cast(iteration, dtype) + 1.0
@@ -190,6 +224,11 @@ class FunctionalStep:
             decay=made.decay_of(made.groups[group]),
             decay_times_lr=made.spelling.decay_times_lr,
         )
+
+
+def arithmetic(dtype: str) -> str:
+    """The dtype that parameters of a dtype are stepped in."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def _number(xp: TracedNamespace, value: Any, dtype: str) -> Any:

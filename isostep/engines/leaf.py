@@ -81,6 +81,11 @@ class Leaf:
         """The shape of a slot as users see it: the parameter's, without what it is reduced over."""
         return tuple(self.array.shape[axis] for axis in sorted(self._kept_axes(per)))
 
+    def order_in_memory(self, per: Domain) -> tuple[int, ...]:
+        """The axes of a dense array of this leaf, as users count them, from the outermost."""
+        kept = self._kept_axes(per)
+        return tuple(sorted(kept).index(axis) for axis in kept)
+
     def bring_in(self) -> None:
         """Copy a staged parameter to its stage."""
         if self.staged:

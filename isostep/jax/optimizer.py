@@ -18,6 +18,7 @@ from isostep.engines.leaf import Leaf
 from isostep.functional import FunctionalStep, Task, stand_in
 from isostep.groups import Group, assign
 from isostep.jax.namespace import JaxNamespace
+from isostep.jax.native import Engine, values
 from isostep.jax.trees import Form, full
 from isostep.plan import Plan
 from isostep.report import SUMS, Report
@@ -59,6 +60,7 @@ class Made:
         groups: hyperparameters of some parameters, and their values by the rule's names.
         options: what a step does besides the rule.
         mask: the tree of truths, or the function that makes it, of what decays; None: everything.
+        engine: what runs `apply`.
     """
 
     rule: Rule
@@ -68,6 +70,7 @@ class Made:
     groups: Sequence[tuple[Group, Mapping[str, Any]]]
     options: Options
     mask: Mask = None
+    engine: Engine = "auto"
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -180,11 +183,12 @@ class Steps:
             replace(task, recipe=replace(task.recipe, delta=delta and not task.recipe.master))
             for task in function.tasks(given)
         ]
-        found = function.values(tasks, held.read, state.count)
+        engine = "xla" if delta else self._made.engine
+        found = values(function, tasks, held.read, state.count, engine)
         held.write(tasks, found.stores)
         new = held.updates() if delta else held.params()
         done = 1 if found.blocked is None else jnp.where(found.blocked > 0, 0, 1)
-        statistics = jnp.stack(found.sums) if found.sums else state.statistics
+        statistics = jnp.asarray(found.sums) if len(found.sums) else state.statistics
         return form.tree_of(new), held.state(state.count + done, statistics)
 
     # -- what is decided once for each form ------------------------------------------------------
@@ -219,8 +223,9 @@ class Steps:
             first[int(leaf.name)][name] = (gone, initial)
             return stand_in((math.prod(leaf.slot_shape(per)),), dtype.name)
 
+        engine = "array" if made.engine == "xla" else "native"
         stepper = Stepper(
-            made.rule, made.dialect, made.spelling, groups, made.options, "array", allocate
+            made.rule, made.dialect, made.spelling, groups, made.options, engine, allocate
         )
         for place, key in enumerate(zip(places, decays, strict=True)):
             own = stand_in(form.shapes[place], form.dtypes[place])
@@ -249,10 +254,9 @@ class Steps:
     def plan(self, params: Any) -> Plan:
         """What a step will do."""
         form, _ = Form.of(params)
-        stepper = self._prepared(form, params)[0].stepper
-        for leaf in stepper.leaves:
-            leaf.name = form.names[int(leaf.name)]
-        return stepper.plan(form.dtypes)
+        plan = self._prepared(form, params)[0].stepper.plan(form.dtypes)
+        named = [replace(entry, name=form.names[int(entry.name)]) for entry in plan.entries]
+        return replace(plan, entries=named)
 
 
 class _Held:
