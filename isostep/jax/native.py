@@ -397,6 +397,7 @@ def _call(context: Any, *operands: Any, step: Step) -> Any:
         operand_layouts=[layouts.get(n, (0,)) for n in range(len(operands))],
         result_layouts=[*(layouts[n] for n in stored), *[None] * extra],
         operand_output_aliases={operand: result for result, operand in enumerate(stored)},
+        has_side_effect=True,
     )
     return rule(context, *operands, program=np.int64(number))
 
