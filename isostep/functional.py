@@ -182,9 +182,7 @@ class FunctionalStep:
                     found[len(SUMS) * task.leaf.group + place] += statistics[name]
         return [self._xp.cast(x, "float32") for x in found]
 
-    def _tensor(
-        self, task: Task, arrays: Arrays, coefficients: Mapping[str, Any]
-    ) -> TracedTensor:
+    def _tensor(self, task: Task, arrays: Arrays, coefficients: Mapping[str, Any]) -> TracedTensor:
         leaf = task.leaf
         read = {name: arrays(leaf, name) for name in task.arrays}
         if task.gradient is not None:

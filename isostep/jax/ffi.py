@@ -1,10 +1,9 @@
 """XLA's C interface for calls out of a compiled program, as far as kernels need it.
 
 A handler gets the address of a call frame and finds there where the arrays lie that it reads and
-writes. The structures follow `xla/ffi/api/c_api.h`, which JAX brings along (`jax.ffi.include_dir()`)
-and whose changes XLA announces by its version: with another major version than this module was
-written for, it refuses to register the handler. A frame of a thousand arrays is read by one small
-kernel.
+writes. The structures follow `xla/ffi/api/c_api.h`, which JAX brings along
+(`jax.ffi.include_dir()`); XLA refuses a handler that follows a version which it does not know. A
+frame of a thousand arrays is read by one small kernel.
 
 The handler is a Python function, and takes the interpreter's lock as JAX' own callbacks do; kernels
 run without it.

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from isostep.stepper import DTYPES
 Engine = Literal["auto", "xla", "native"]
 ENGINES = ("auto", "xla", "native")
 
-MANY = 1 << 14  # elements: XLA steps fewer in less time than a call out of its program takes
+MANY = 1 << 15  # elements of a parameter: if they have fewer on average, XLA is faster
 TARGET = "isostep_step"
 
 
@@ -119,9 +120,7 @@ class Step:
 
     # -- operands and results --------------------------------------------------------------------
 
-    def operands(
-        self, arrays: Arrays, coefficients: Mapping[Kind, Mapping[str, Any]]
-    ) -> list[Any]:
+    def operands(self, arrays: Arrays, coefficients: Mapping[Kind, Mapping[str, Any]]) -> list[Any]:
         """What the operation works on."""
         vectors = [
             jnp.stack([jnp.asarray(coefficients[kind][name], dtype) for kind, name in named])
@@ -172,9 +171,7 @@ class Step:
         """What the results mean."""
         rest = iter(results[len(self.stores) :])
         sums = next(rest) if self.reports else []
-        return Values(
-            list(results[: len(self.stores)]), sums, next(rest) if self.skips else None
-        )
+        return Values(list(results[: len(self.stores)]), sums, next(rest) if self.skips else None)
 
     def array_code(self, *operands: Any) -> list[Any]:
         """The step as functions of `jax.numpy`."""
@@ -292,8 +289,7 @@ class _Table:
         number = {named: n for n, named in enumerate(order)}
         read = [node.name for node in runner.cohort.schedule.inputs]
         self._numbers = {
-            name: np.array([number[kind, name] for kind in kinds], dtype=np.intp)
-            for name in read
+            name: np.array([number[kind, name] for kind in kinds], dtype=np.intp) for name in read
         }
         self._alike = len(set(kinds)) == 1
 
@@ -317,7 +313,7 @@ class _Table:
 def _array(address: int, size: int, dtype: str) -> NDArray[Any]:
     """The array at an address."""
     words = np.dtype(dtype).itemsize * size
-    return np.frombuffer((ctypes.c_char * words).from_address(address), dtype)
+    return np.frombuffer(memoryview((ctypes.c_char * words).from_address(address)), dtype)
 
 
 # -- the operation of JAX --------------------------------------------------------------------------
@@ -343,7 +339,7 @@ def _differentiated(step: Step, primals: Any, tangents: Any) -> Any:
 
 @_operation.def_abstract_eval
 def _abstract(*operands: Any, step: Step) -> list[Any]:
-    return [jax.core.ShapedArray(x.shape, x.dtype) for x in step.outputs(*operands)]
+    return [ShapedArray(x.shape, x.dtype) for x in step.outputs(*operands)]
 
 
 @_operation.def_impl
@@ -410,34 +406,37 @@ mlir.register_lowering(_operation, _lowered_on_cpu, platform="cpu")
 # -- what a front-end calls ------------------------------------------------------------------------
 
 
+def takes_kernels(engine: Engine, sizes: Sequence[int]) -> bool:
+    """Whether parameters of these sizes are to be stepped by kernels, where these can run."""
+    if engine == "auto":
+        return jax.default_backend() == "cpu" and sum(sizes) >= MANY * max(1, len(sizes))
+    return engine == "native"
+
+
 def values(
-    function: FunctionalStep, tasks: Sequence[Task], arrays: Arrays, count: Any, engine: Engine
+    function: FunctionalStep, tasks: Sequence[Task], arrays: Arrays, count: Any, required: bool
 ) -> Values:
-    """What a step computes; see `FunctionalStep.values`.
+    """What a step computes, by kernels if its stepper is made for them and they can run; see
+    `FunctionalStep.values`.
 
     Args:
         function, tasks, arrays: as there.
         count: number of steps that were completed.
-        engine: what may compute it.
+        required: whether it is an error if kernels cannot run.
 
     Raises:
-        RuntimeError: the engine must be the native one, and it cannot run.
+        RuntimeError: kernels cannot run, and must.
     """
     coefficients = function.coefficients(tasks, count)
-    if engine != "xla":
-        step = Step(function, tasks, coefficients, engine == "native")
+    if function.stepper.engine == "native":
+        step = Step(function, tasks, coefficients, required)
         operands = step.operands(arrays, coefficients)
         reason = step.misfit(operands)
-        if reason and engine == "native":
-            raise _impossible(reason)
-        if not reason and (engine == "native" or _faster(step)):
+        if reason is None:
             return step.values(_run(step, *operands))
+        if required:
+            raise _impossible(reason)
     return function.values_by(tasks, arrays, coefficients)
-
-
-def _faster(step: Step) -> bool:
-    """Whether kernels are known to be faster than what XLA makes of array code."""
-    return jax.default_backend() == "cpu" and step.elements >= MANY
 
 
 def _impossible(reason: str) -> RuntimeError:
