@@ -1,5 +1,5 @@
-"""isostep.jax by optax' contract and by its fused form with both engines, all under jit, beside the NumPy front-end,
-which is held against optax itself."""
+"""isostep.jax by optax' contract and by its fused form with both engines, all under jit, beside the
+NumPy front-end, which is held against optax itself."""
 
 from __future__ import annotations
 
