@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cases import CASES
 from benchmarks.own import NAME
-from benchmarks.peers import FRONT_ENDS, LABELS
+from benchmarks.peers import FRONT_ENDS, LABELS, OTHER_FORMS
 from benchmarks.results import Results
 
 
@@ -63,6 +63,13 @@ _SPEED_IN_KERAS = (
         for model in ("tiny", "resnet50")
     ),
 )
+_SPEED_IN_JAX = (
+    (OTHER_FORMS, "AdamW", "tiny", 1.0),
+    (OTHER_FORMS, "AdamW", "resnet50", 1.0),
+    (OTHER_FORMS, "AdamW", "gpt2", 1.0),
+    (FRONT_ENDS, "AdamW", "resnet50", 2.0),
+    (FRONT_ENDS, "Adafactor", "resnet50", 3.0),
+)
 _SPEED_ON_TENSORS = (("AdamW", "resnet50", 1.1),)
 
 
@@ -76,6 +83,10 @@ def _targets() -> Iterator[Target]:
         own = FRONT_ENDS[peer]
         what = f"{own}: {case} on {model}, over {LABELS[peer]}"
         yield Target(what, bound, True, "x", _speed(model, case, own, peer))
+    for forms, case, model, bound in _SPEED_IN_JAX:
+        own = forms["optax"]
+        what = f"{own}: {case} on {model}, over {LABELS['optax']}"
+        yield Target(what, bound, True, "x", _speed(model, case, own, "optax"))
     yield Target(f"{torch}: Python in a step of 500 tensors", 0.6, False, "ms", _python(torch))
     for case in CASES.values():
         if not case.composite:
