@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.own import NAME
-from benchmarks.peers import FRONT_ENDS, LABELS
+from benchmarks.peers import FRONT_ENDS, LABELS, OTHER_FORMS
 from benchmarks.results import Results
 from benchmarks.targets import Verdict
 
@@ -36,7 +36,7 @@ def show(console: Console, results: Results, verdicts: list[Verdict]) -> None:
 def _tables(results: Results, verdicts: list[Verdict]) -> Iterator[Table]:
     for model in results.models:
         yield _speeds(results, model)
-        for peer, name in FRONT_ENDS.items():
+        for peer, name in (*FRONT_ENDS.items(), *OTHER_FORMS.items()):
             yield _front_end(results, model, peer, name)
     yield _copy(results)
     yield _denormals(results)

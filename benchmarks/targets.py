@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cases import CASES
 from benchmarks.own import NAME
-from benchmarks.peers import FRONT_ENDS, LABELS
+from benchmarks.peers import FRONT_ENDS, LABELS, OTHER_FORMS
 from benchmarks.results import Results
 
 
@@ -69,6 +69,13 @@ _SPEED_IN_PADDLE = (
     ("clip+AdamW+EMA", "resnet50", 5.0),
     ("clip+AdamW+EMA", "tiny", 5.0),
 )
+_SPEED_IN_JAX = (
+    (OTHER_FORMS, "AdamW", "tiny", 1.0),
+    (OTHER_FORMS, "AdamW", "resnet50", 1.0),
+    (OTHER_FORMS, "AdamW", "gpt2", 1.0),
+    (FRONT_ENDS, "AdamW", "resnet50", 2.0),
+    (FRONT_ENDS, "Adafactor", "resnet50", 3.0),
+)
 _SPEED_ON_TENSORS = (("AdamW", "resnet50", 1.1),)
 
 
@@ -86,6 +93,10 @@ def _targets() -> Iterator[Target]:
         own = FRONT_ENDS["paddle"]
         what = f"{own}: {case} on {model}, over Paddle"
         yield Target(what, bound, True, "x", _speed(model, case, own, "paddle"))
+    for forms, case, model, bound in _SPEED_IN_JAX:
+        own = forms["optax"]
+        what = f"{own}: {case} on {model}, over {LABELS['optax']}"
+        yield Target(what, bound, True, "x", _speed(model, case, own, "optax"))
     yield Target(f"{torch}: Python in a step of 500 tensors", 0.6, False, "ms", _python(torch))
     for case in CASES.values():
         if not case.composite:

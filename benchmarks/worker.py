@@ -105,7 +105,7 @@ def _cell(task: Task, case: str, params: Any, grads: Any) -> dict[str, Any]:
 
 def _peers(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, Any]:
     from benchmarks import own
-    from benchmarks.peers import FRONT_ENDS
+    from benchmarks.peers import FRONT_ENDS, OTHER_FORMS
 
     contestants: list[Contestant] = []
     front_ends: list[Contestant] = []
@@ -114,6 +114,8 @@ def _peers(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, A
         contestants += module.contestants(case, params, grads)
         if name in FRONT_ENDS:
             front_ends.append(module.front_end(case, params, grads))
+        if name in OTHER_FORMS:
+            front_ends.append(module.other_form(case, params, grads))
     if not contestants:
         return {"absent": True}
     return _measured([own.contestant(case, params, grads), *front_ends], contestants, task.budget)

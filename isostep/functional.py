@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from isostep import recipe as recipes
+from isostep.compile.schedule import Schedule
 from isostep.engines import traced
 from isostep.engines.leaf import Leaf
 from isostep.engines.traced import TracedNamespace, TracedOutcome, TracedScalars, TracedTensor
 from isostep.recipe import Recipe
 from isostep.report import SUMS
-from isostep.stepper import Stepper, as_dtype
+from isostep.stepper import Stepper, as_dtype, machine_epsilon
 from isostep.tracing import trace
 
 Arrays = Callable[[Leaf, str], Any]
 """Gives `param`, a slot or `average` of a leaf."""
+
+Kind = tuple[int, str, int | None]
+"""A group, the dtype of a parameter, and the steps that it has had, if they are its own."""
 
 NOTHING: dict[str, Any] = {}
 NO_CLIP: dict[str, Any] = {"clip": None}
@@ -46,19 +49,36 @@ class Task:
         recipe: what is done.
         gradient: None if the recipe is idle.
         shape: default: the parameter's; of some of its rows if only these are stepped.
+        steps: that the parameter has had; default: as many as there were.
     """
 
     leaf: Leaf
     recipe: Recipe
     gradient: Any
     shape: tuple[int, ...] | None = None
+    steps: int | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The passes of the recipe."""
+        return trace(self.recipe, recomputes=False)
 
     @property
     def stores(self) -> list[str]:
         """The names of what it writes."""
-        return [
-            name for step in trace(self.recipe, recomputes=False).passes for name in step.stores
-        ]
+        return [name for step in self.schedule.passes for name in step.stores]
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of what it reads or writes, besides the gradient: what is written is cast to
+        the dtype of the array that it replaces."""
+        read = {node.name for step in self.schedule.passes for node in step.inputs}
+        return sorted((read - {"grad"}).union(self.stores))
+
+    @property
+    def kind(self) -> Kind:
+        """What its coefficients depend on."""
+        return self.leaf.group, self.leaf.array.dtype.name, self.steps
 
 
 class Values(NamedTuple):
@@ -126,7 +146,6 @@ class FunctionalStep:
         iteration: Any,
         lr: Any = None,
         loss_scale: float = 1.0,
-        counts: Callable[[Leaf], Any] | None = None,
     ) -> Values:
         """What a step computes.
 
@@ -136,18 +155,27 @@ class FunctionalStep:
             iteration: number of steps that were completed.
             lr: the learning rate of groups that have none of their own.
             loss_scale: what gradients are divided by, if the recipes unscale.
-            counts: the steps that each parameter has had; default: as many as there were.
         """
+        coefficients = self.coefficients(tasks, iteration, lr, loss_scale)
+        return self.values_by(tasks, arrays, coefficients)
 
-        @cache
-        def folded(group: int, dtype: str, count: Any) -> dict[str, Any]:
-            return self._coefficients(group, count, iteration, lr, loss_scale, dtype)
+    def coefficients(
+        self, tasks: Sequence[Task], iteration: Any, lr: Any = None, loss_scale: float = 1.0
+    ) -> dict[Kind, dict[str, Any]]:
+        """The coefficients that tasks have, by their kind; see `values`."""
+        return {
+            kind: self._coefficients(kind, iteration, lr, loss_scale)
+            for kind in dict.fromkeys(task.kind for task in tasks)
+        }
 
-        def coefficients(leaf: Leaf, dtype: str) -> dict[str, Any]:
-            count = None if counts is None else counts(leaf)
-            return folded(leaf.group, self._count_dtype or dtype, count)
-
-        tensors = [self._tensor(task, arrays, coefficients) for task in tasks]
+    def values_by(
+        self,
+        tasks: Sequence[Task],
+        arrays: Arrays,
+        coefficients: Mapping[Kind, Mapping[str, Any]],
+    ) -> Values:
+        """What a step with these coefficients computes; see `values`."""
+        tensors = [self._tensor(task, arrays, coefficients[task.kind]) for task in tasks]
         outcome = traced.step(self._xp, tensors)
         new = zip(tasks, outcome.stores, strict=True)
         stores = [values[name] for task, values in new for name in task.stores]
@@ -163,32 +191,33 @@ class FunctionalStep:
                     found[len(SUMS) * task.leaf.group + place] += statistics[name]
         return [self._xp.cast(x, "float32") for x in found]
 
-    def _tensor(
-        self,
-        task: Task,
-        arrays: Arrays,
-        coefficients: Callable[[Leaf, str], dict[str, Any]],
-    ) -> TracedTensor:
-        leaf, recipe = task.leaf, task.recipe
-        schedule = trace(recipe, recomputes=False)
-        names = {node.name for step in schedule.passes for node in step.inputs} - {"grad"}
-        # What is written is cast to the dtype of the array that it replaces.
-        read = {name: arrays(leaf, name) for name in sorted(names.union(task.stores))}
+    def _tensor(self, task: Task, arrays: Arrays, coefficients: Mapping[str, Any]) -> TracedTensor:
+        leaf = task.leaf
+        read = {name: arrays(leaf, name) for name in task.arrays}
         if task.gradient is not None:
             read["grad"] = task.gradient
-        dtype = "float64" if leaf.array.dtype == np.float64 else "float32"
-        c = coefficients(leaf, dtype)
         shape = leaf.array.shape if task.shape is None else task.shape
-        return TracedTensor(schedule, shape, leaf.factored_axes, read, c, dtype)
+        return TracedTensor(
+            task.schedule,
+            shape,
+            leaf.factored_axes,
+            read,
+            dict(coefficients),
+            arithmetic(task.kind[1]),
+        )
 
     def _coefficients(
-        self, group: int, count: Any, iteration: Any, lr: Any, loss_scale: float, dtype: str
+        self, kind: Kind, iteration: Any, lr: Any, loss_scale: float
     ) -> dict[str, Any]:
-        made, xp = self.stepper, self._xp
+        made, xp, (group, parameter, count) = self.stepper, self._xp, kind
+        dtype = self._count_dtype or arithmetic(parameter)
         given = {
             k: v(iteration) if callable(v) else v for k, v in made.groups[group].values.items()
         }
         h = SimpleNamespace(**{k: _number(xp, v, dtype) for k, v in given.items()})
+        for name in made.spelling.none_is_machine_epsilon:
+            if getattr(h, name) is None:
+                setattr(h, name, machine_epsilon(parameter))
         if h.lr is None:
             h.lr = xp.cast(lr, dtype)
         done = xp.cast(iteration, dtype) + 1.0
@@ -205,6 +234,11 @@ class FunctionalStep:
             decay_times_lr=made.spelling.decay_times_lr,
             loss_scale=loss_scale,
         )
+
+
+def arithmetic(dtype: str) -> str:
+    """The dtype that parameters of a dtype are stepped in."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def _number(xp: TracedNamespace, value: Any, dtype: str) -> Any:

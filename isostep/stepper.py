@@ -301,16 +301,23 @@ class Stepper:
             kept = (Array(name, a.dtype.name) for name, a in leaf.arrays.items())
             layout: Layout = "flat" if recipe.idle else leaf.layout
             matrix = leaf.shape3[1:] if layout == "lanes" else None  # made for one shape
-            key = (leaf.layer, recipe, (Array("grad", grad or "float32"), *kept), layout, matrix)
+            swapped = leaf.swapped and not recipe.idle
+            key = (
+                leaf.layer,
+                (recipe, swapped),
+                (Array("grad", grad or "float32"), *kept),
+                layout,
+                matrix,
+            )
             sorted_in.setdefault(key, []).append(index)
         active = np.flatnonzero([grad is not None for grad in grad_dtypes])
         ready = _Prepared([], [], active, [leaf for leaf in self.leaves if leaf.staged])
         for key in sorted(sorted_in, key=lambda key: key[0]):
-            _, recipe, arrays, layout, _ = key
+            _, (recipe, swapped), arrays, layout, _ = key
             members = sorted_in[key]
             leaves = [self.leaves[k] for k in members]
             cohort = Cohort(
-                trace(recipe),
+                trace(recipe, swapped=swapped),
                 list(arrays),
                 layout,
                 [(1, 1, leaf.array.size) if recipe.idle else leaf.shape3 for leaf in leaves],

@@ -21,14 +21,14 @@ class _Coefficients:
 
 
 @functools.cache
-def trace(recipe: Recipe, recomputes: bool = True) -> Schedule:
+def trace(recipe: Recipe, recomputes: bool = True, swapped: bool = False) -> Schedule:
     """The passes of one step of `recipe`.
 
     Args:
         recipe: what is done.
-        recomputes: as in `Graph`.
+        recomputes, swapped: as in `Graph`.
     """
-    graph = Graph(recomputes)
+    graph = Graph(recomputes, swapped)
     inputs = {"grad": graph.input("grad", "element"), "param": graph.input("param", "element")}
     for slot in recipe.rule.active_slots(recipe.o):
         inputs[slot.name] = graph.input(slot.name, slot.per)

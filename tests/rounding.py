@@ -106,11 +106,13 @@ class BoundedNamespace:
     """The `xp` of a recipe run on bounded numbers, each of shape (batch, rows, columns).
 
     Sums over all tensors need all tensors at once: the recipe is run twice, and the sums that it
-    asked for the first time are given to it the second time.
+    asked for the first time are given to it the second time. `swapped`: rows are the last axis.
     """
 
-    def __init__(self, totals: list[Bounded] | None = None) -> None:
+    def __init__(self, totals: list[Bounded] | None = None, swapped: bool = False) -> None:
         self.totals, self.own = totals, []
+        row, column = (1, 2) if swapped else (2, 1)
+        self._axes = {"row": (row,), "column": (column,), "matrix": (1, 2), "tensor": (0, 1, 2)}
 
     def sqrt(self, x: Bounded) -> Bounded:
         root = np.sqrt(x.value)
@@ -149,7 +151,7 @@ class BoundedNamespace:
             total = self.sum(x, per="tensor")
             self.own.append(total)
             return total if self.totals is None else self.totals[len(self.own) - 1]
-        axis = {"row": (2,), "column": (1,), "matrix": (1, 2), "tensor": (0, 1, 2)}[per]
+        axis = self._axes[per]
         error = np.broadcast_to(x.error, np.shape(x.value)).sum(axis=axis, keepdims=True)
         # Short blocks are summed in the dtype of the arithmetic, in any order; blocks in float64.
         terms = np.size(x.value) // np.size(error)
@@ -188,10 +190,10 @@ class Twin:
         }
 
     def _shape(self, leaf: Any, name: str) -> tuple[int, int, int]:
-        batch, rows, columns = leaf.shape3
-        return {"row": (batch, rows, 1), "column": (batch, 1, columns)}.get(
-            self._stepper.per(name), leaf.shape3
-        )
+        batch, first, last = leaf.shape3
+        shapes = [(batch, first, 1), (batch, 1, last)]
+        row, column = reversed(shapes) if leaf.swapped else shapes
+        return {"row": row, "column": column}.get(self._stepper.per(name), leaf.shape3)
 
     def step(self, grads: Mapping[str, Any], loss_scale: float = 1.0) -> None:
         """Take the step that the optimizer is about to take."""
@@ -222,7 +224,7 @@ class Twin:
             inputs["grad"] = Bounded(exact, 0.0, compute)
             if compute == "float32" and g.dtype == np.float64:
                 inputs["grad"] = inputs["grad"].rounded(exact, 0.0)
-        xp = BoundedNamespace(totals)
+        xp = BoundedNamespace(totals, leaf.swapped)
         result = recipes.step(xp, recipe, inputs, self._coefficients(leaf, compute, loss_scale))
         if recipe.master and "param" in result.stores:
             result.stores["model"] = result.stores["param"]

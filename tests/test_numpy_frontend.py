@@ -451,6 +451,28 @@ def test_the_plan_prints_as_a_table_and_compiles_nothing() -> None:
     assert machine_code.compilations == before
 
 
+@pytest.mark.parametrize("shape", [(40, 9), (3, 40, 30), (2, 16, 3), (9, 8, 5)])
+def test_matrices_whose_longer_axis_comes_first_are_walked_where_they_lie(
+    shape: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=shape), [rng.normal(size=shape) for _ in range(3)]
+    options: dict[str, Any] = {"dialect": "optax", "lr": 0.25, "min_dim_size_to_factor": 2}
+    ends: list[Any] = []
+    for engine in ("native", "array"):
+        # The same numbers with the axes the other way round, which another walk steps.
+        for axes in (tuple(range(len(shape))), (*range(len(shape) - 2), -1, -2)):
+            params = {"p": start.transpose(axes).copy()}
+            optimizer = isostep.Adafactor(params, **options, engine=engine)
+            # Of (9, 8, 5) the first two axes are factored, which are no matrix in memory.
+            assert optimizer.plan().entries[0].staged == (shape[0] == 9)
+            for g in grads:
+                optimizer.step({"p": g.transpose(axes).copy()})
+            ends.append(params["p"].transpose(axes))
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=1e-12, atol=1e-15)
+
+
 def test_staged_parameters_are_marked_in_the_plan() -> None:
     p = {"dense": np.ones((4, 4)), "turned": np.ones((4, 4)).T, "cut": np.ones((4, 8))[:, ::2]}
     assert [e.staged for e in isostep.Adam(p).plan().entries] == [False, False, True]

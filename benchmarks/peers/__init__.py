@@ -39,6 +39,9 @@ FRONT_ENDS = {
 """Peers in whose place isostep can be put, and what is put there; their modules have `front_end`,
 which gives it as a contestant."""
 
+OTHER_FORMS = {"optax": "isostep.jax by XLA"}
+"""Peers in whose place isostep can be put in a second way; their modules have `other_form`."""
+
 LABELS = {
     "torch": "torch",
     "optax": "optax",

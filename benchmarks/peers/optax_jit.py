@@ -12,7 +12,7 @@ import optax
 import isostep.jax
 from benchmarks.cases import EMA_MOMENTUM, GLOBAL_NORM, LEARNING_RATE, Case
 from benchmarks.models import Floats
-from benchmarks.peers import FRONT_ENDS
+from benchmarks.peers import FRONT_ENDS, OTHER_FORMS
 from benchmarks.timing import Contestant
 from isostep.recipe import EMA, Clip
 
@@ -50,12 +50,23 @@ def contestants(case: Case, params: list[Floats], grads: list[Floats]) -> Iterat
 
 
 def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
-    """isostep's in its place, by its fused form."""
+    """isostep's in its place, by its fused form, with the engine that it takes by itself."""
+    return _form(case, params, grads, FRONT_ENDS["optax"], "auto")
+
+
+def other_form(case: Case, params: list[Floats], grads: list[Floats]) -> Contestant:
+    """The same as XLA compiles it, without kernels."""
+    return _form(case, params, grads, OTHER_FORMS["optax"], "xla")
+
+
+def _form(
+    case: Case, params: list[Floats], grads: list[Floats], name: str, engine: str
+) -> Contestant:
     options: dict[str, Any] = {"learning_rate": LEARNING_RATE[case.rule], **case.hyperparameters}
     if case.composite:
         ema = EMA(EMA_MOMENTUM, start="initial")
         options |= {"clip": Clip(global_norm=GLOBAL_NORM), "ema": ema}
-    optimizer = getattr(isostep.jax, case.rule.lower())(**options)
+    optimizer = getattr(isostep.jax, case.rule.lower())(**options, engine=engine)
     compiled = jax.jit(optimizer.apply, donate_argnums=(0, 2))
     gradients = [jnp.array(g) for g in grads]
     values = [jnp.array(p) for p in params]
@@ -66,7 +77,7 @@ def front_end(case: Case, params: list[Floats], grads: list[Floats]) -> Contesta
         kept[0] = compiled(kept[0][0], gradients, kept[0][1])
         jax.block_until_ready(kept[0])
 
-    return Contestant(FRONT_ENDS["optax"], FRONT_ENDS["optax"], step)
+    return Contestant(name, name, step)
 
 
 def versions() -> dict[str, str]:

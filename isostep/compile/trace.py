@@ -118,9 +118,11 @@ class Graph:
     Args:
         recomputes: what two passes need is computed in both of them, as kernels do, and not kept
             from one to the other, as compilers of arrays prefer.
+        swapped: what the caller calls rows are the columns of the graph, and the other way round.
     """
 
     recomputes: bool = True
+    swapped: bool = False
     nodes: list[Symbol] = field(default_factory=list["Symbol"])
     _known: dict[tuple[Any, ...], Symbol] = field(
         default_factory=dict[tuple[Any, ...], "Symbol"], repr=False
@@ -128,7 +130,7 @@ class Graph:
 
     def input(self, name: str, domain: Domain) -> Symbol:
         """An array or coefficient that is given from outside."""
-        return self._node("input", (), domain, name=name)
+        return self._node("input", (), self._seen(domain), name=name)
 
     def constant(self, value: float) -> Symbol:
         """A number written in the text of a rule or recipe."""
@@ -160,6 +162,7 @@ class Graph:
 
     def reduce(self, op: Literal["sum", "mean"], x: Any, per: Domain, name: str = "") -> Symbol:
         """A sum or mean of `x` over everything that shares one `per`, and `name` if it is given."""
+        per = self._seen(per)
         if op == "sum" and per == "step" and isinstance(x, Symbol) and x.domain == "element":
             x = self.reduce("sum", x, "tensor")
         if not isinstance(x, Symbol) or (x.domain, per) not in REDUCTIONS:
@@ -167,6 +170,10 @@ class Graph:
             allowed = ", ".join(f"{a} to {b}" for a, b in sorted(REDUCTIONS))
             raise ValueError(f"cannot reduce from {source} to {per}; possible are {allowed}")
         return self._node(op, (x,), per, name)
+
+    def _seen(self, domain: Domain) -> Domain:
+        other: dict[Domain, Domain] = {"row": "column", "column": "row"}
+        return other.get(domain, domain) if self.swapped else domain
 
     def _node(
         self,

@@ -29,6 +29,9 @@ class Leaf:
         factored_axes: the row and column axis, if the rule keeps factors for it.
         own: what steps write to; the array itself, dense, unless an engine has its own kind.
         layer: a leaf that shares memory with others is stepped after those of lower layers.
+
+    Attributes:
+        swapped: whether what the rule calls rows are the columns of the matrices that are walked.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Leaf:
     own: Any = None
     arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
     layer: int = 0
+    swapped: bool = field(init=False)
     order: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
     staged: bool = field(init=False)
@@ -45,6 +49,10 @@ class Leaf:
     layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
+        # Kernels walk along the later of the two axes, whichever the rule calls rows.
+        self.swapped = self.factored_axes is not None and self.factored_axes != tuple(
+            sorted(self.factored_axes)
+        )
         self.order = self._axis_order()
         self.in_order = self.order == tuple(range(self.array.ndim))
         dense = self.array.transpose(self.order).flags.c_contiguous
@@ -57,16 +65,15 @@ class Leaf:
     def _axis_order(self) -> tuple[int, ...]:
         axes = range(self.array.ndim)
         if self.factored_axes is not None:
-            return tuple(
-                [a for a in axes if a not in self.factored_axes] + list(self.factored_axes)
-            )
+            factored = sorted(self.factored_axes)
+            return tuple([a for a in axes if a not in factored] + factored)
         # Without rows and columns any order of memory will do.
         return tuple(sorted(axes, key=lambda axis: -self.array.strides[axis]))
 
     def _shape3(self) -> Shape3:
         if self.factored_axes is None:
             return (1, 1, self.array.size)
-        rows, columns = (self.array.shape[axis] for axis in self.factored_axes)
+        rows, columns = (self.array.shape[axis] for axis in self.order[-2:])
         return (self.array.size // max(1, rows * columns), rows, columns)
 
     def dense(self, array: AnyArray) -> AnyArray:
@@ -74,12 +81,18 @@ class Leaf:
         return np.ascontiguousarray(array.transpose(self.order)).reshape(-1)
 
     def _kept_axes(self, per: Domain) -> list[int]:
-        drop = {"element": None, "row": -1, "column": -2}[per]
-        return [a for k, a in enumerate(self.order) if drop is None or k != len(self.order) + drop]
+        row, column = self.factored_axes or (None, None)
+        drop = {"element": None, "row": column, "column": row}[per]
+        return [axis for axis in self.order if axis != drop]
 
     def slot_shape(self, per: Domain) -> tuple[int, ...]:
         """The shape of a slot as users see it: the parameter's, without what it is reduced over."""
         return tuple(self.array.shape[axis] for axis in sorted(self._kept_axes(per)))
+
+    def order_in_memory(self, per: Domain) -> tuple[int, ...]:
+        """The axes of a dense array of this leaf, as users count them, from the outermost."""
+        kept = self._kept_axes(per)
+        return tuple(sorted(kept).index(axis) for axis in kept)
 
     def bring_in(self) -> None:
         """Copy a staged parameter to its stage."""

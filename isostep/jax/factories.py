@@ -15,6 +15,7 @@ from isostep import dialects, rules
 from isostep.dialects import Spelling
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
+from isostep.jax.native import ENGINES, Engine
 from isostep.jax.optimizer import Made, Optimizer
 from isostep.recipe import EMA, Clip
 from isostep.stepper import Options
@@ -38,7 +39,9 @@ EXTRAS = """dialect: whose names, defaults and numbers hold: `"optax"`, `"torch"
         master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
         state_dtype: dtype of the slots, for all or by the rule's name of the slot; default: that
             of the parameter.
-        report: measure norms and non-finite counts in each step; see `Optimizer.report`."""
+        report: measure norms and non-finite counts in each step; see `Optimizer.report`.
+        engine: what runs `apply`: `"xla"` compiles array code, `"native"` calls isostep's kernels,
+            on one CPU only; `"auto"` takes kernels where they can run and are faster."""
 
 
 def _factory(optax_function: Any) -> Callable[..., Optimizer]:
@@ -55,6 +58,7 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
         master_weights: bool = False,
         state_dtype: str | Mapping[str, str] | None = None,
         report: bool = False,
+        engine: Engine = "auto",
         **hyperparameters: Any,
     ) -> Optimizer:
         if dialect == "optax":
@@ -67,6 +71,10 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
             raise HyperparameterError(
                 f"nonfinite={nonfinite!r} is not allowed: use one of propagate, skip (a compiled "
                 f"step cannot raise)"
+            )
+        if engine not in ENGINES:
+            raise HyperparameterError(
+                f"engine={engine!r} is not allowed: use one of {', '.join(ENGINES)}"
             )
         masks = [given.pop(argument, None) for argument in MASKS]
         dtypes = {s: given.pop(a) for a, s in DTYPES.items() if a in given}
@@ -90,7 +98,7 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
         )
         mask = next((m for m in masks if m is not None), None)
         pairs = list(zip(made, own, strict=True))
-        return Optimizer(Made(rule, spoken, spelling, values, pairs, options, mask))
+        return Optimizer(Made(rule, spoken, spelling, values, pairs, options, mask, engine))
 
     extra = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     make.__name__ = make.__qualname__ = name

@@ -15,9 +15,11 @@ import optax
 
 from isostep.dialects import Dialect, Spelling
 from isostep.engines.leaf import Leaf
+from isostep.errors import GradientError
 from isostep.functional import FunctionalStep, Task, stand_in
 from isostep.groups import Group, assign
 from isostep.jax.namespace import JaxNamespace
+from isostep.jax.native import Engine, takes_kernels, values
 from isostep.jax.trees import Form, full
 from isostep.plan import Plan
 from isostep.report import SUMS, Report
@@ -59,6 +61,7 @@ class Made:
         groups: hyperparameters of some parameters, and their values by the rule's names.
         options: what a step does besides the rule.
         mask: the tree of truths, or the function that makes it, of what decays; None: everything.
+        engine: what runs `apply`.
     """
 
     rule: Rule
@@ -68,6 +71,7 @@ class Made:
     groups: Sequence[tuple[Group, Mapping[str, Any]]]
     options: Options
     mask: Mask = None
+    engine: Engine = "auto"
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -90,7 +94,9 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     def apply(self, params: Any, grads: Any, state: State) -> tuple[Any, State]:
         """One step, without a tree of updates between.
 
-        Under `jax.jit(optimizer.apply, donate_argnums=(0, 2))` it is in place.
+        Under `jax.jit(optimizer.apply, donate_argnums=(0, 2))` it is in place. What runs it is the
+        `engine` of the optimizer: isostep's kernels need a program for one CPU, and are not
+        exported with it. What `vmap` and derivatives transform is the array code.
 
         Args:
             params: the parameters.
@@ -99,6 +105,12 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
         Returns:
             The new parameters, in their own dtypes, and the new state.
+
+        Raises:
+            GradientError: a gradient has another shape than its parameter.
+            HyperparameterError: gradients or state have another structure than the parameters.
+            RuntimeError: the engine is `"native"`, and kernels cannot run; under jit, it is raised
+                when the program is compiled.
         """
         return self.steps.apply(params, grads, state)
 
@@ -174,17 +186,21 @@ class Steps:
     def _step(self, grads: Any, state: State, params: Any, delta: bool) -> tuple[Any, State]:
         form, leaves = Form.of(grads if params is None else params)
         function, _ = self._prepared(form, params)
-        given = {k: g for k, g in enumerate(form.leaves(grads, "the gradients")) if g is not None}
+        given = _gradients(form, grads)
         held = _Held(form, leaves, state, self._made.spelling.slots, known=params is not None)
         tasks = [
             replace(task, recipe=replace(task.recipe, delta=delta and not task.recipe.master))
             for task in function.tasks(given)
         ]
-        found = function.values(tasks, held.read, state.count)
+        if delta:
+            found = function.values(tasks, held.read, state.count)
+        else:
+            required = self._made.engine == "native"
+            found = values(function, tasks, held.read, state.count, required)
         held.write(tasks, found.stores)
         new = held.updates() if delta else held.params()
         done = 1 if found.blocked is None else jnp.where(found.blocked > 0, 0, 1)
-        statistics = jnp.stack(found.sums) if found.sums else state.statistics
+        statistics = jnp.asarray(found.sums) if len(found.sums) else state.statistics
         return form.tree_of(new), held.state(state.count + done, statistics)
 
     # -- what is decided once for each form ------------------------------------------------------
@@ -219,8 +235,10 @@ class Steps:
             first[int(leaf.name)][name] = (gone, initial)
             return stand_in((math.prod(leaf.slot_shape(per)),), dtype.name)
 
+        sizes = [math.prod(shape) for shape in form.shapes]
+        engine = "native" if takes_kernels(made.engine, sizes) else "array"
         stepper = Stepper(
-            made.rule, made.dialect, made.spelling, groups, made.options, "array", allocate
+            made.rule, made.dialect, made.spelling, groups, made.options, engine, allocate
         )
         for place, key in enumerate(zip(places, decays, strict=True)):
             own = stand_in(form.shapes[place], form.dtypes[place])
@@ -249,10 +267,22 @@ class Steps:
     def plan(self, params: Any) -> Plan:
         """What a step will do."""
         form, _ = Form.of(params)
-        stepper = self._prepared(form, params)[0].stepper
-        for leaf in stepper.leaves:
-            leaf.name = form.names[int(leaf.name)]
-        return stepper.plan(form.dtypes)
+        plan = self._prepared(form, params)[0].stepper.plan(form.dtypes)
+        named = [replace(entry, name=form.names[int(entry.name)]) for entry in plan.entries]
+        return replace(plan, entries=named)
+
+
+def _gradients(form: Form, grads: Any) -> dict[int, Any]:
+    """The gradients by the place of their parameter; those that are None are left out."""
+    leaves = form.leaves(grads, "the gradients")
+    found = {k: jnp.asarray(g) for k, g in enumerate(leaves) if g is not None}
+    for k, gradient in found.items():
+        if gradient.shape != form.shapes[k]:
+            raise GradientError(
+                f"the gradient of {form.names[k]!r} has shape {gradient.shape}, and the parameter "
+                f"{form.shapes[k]}"
+            )
+    return found
 
 
 class _Held:

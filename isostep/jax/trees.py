@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import GetAttrKey, keystr
 
 from isostep.errors import HyperparameterError
 
@@ -20,7 +22,8 @@ class Form:
 
     Args:
         tree: its structure.
-        names: of its leaves: the keys on the way to each, between slashes.
+        names: of its leaves: the keys on the way to each, between slashes; without the attribute
+            `value` of a wrapper that holds nothing else, such as `flax.nnx.Param`.
         shapes, dtypes: of its leaves.
     """
 
@@ -33,9 +36,7 @@ class Form:
     def of(cls, params: Any) -> tuple[Form, list[Any]]:
         """The form of a tree, and its leaves."""
         with_path, tree = jax.tree_util.tree_flatten_with_path(params)
-        names = tuple(
-            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_path
-        )
+        names = _names([path for path, _ in with_path])
         leaves = [jnp.asarray(leaf) for _, leaf in with_path]
         dtypes = tuple(leaf.dtype.name for leaf in leaves)
         return cls(tree, names, tuple(leaf.shape for leaf in leaves), dtypes), leaves
@@ -56,6 +57,19 @@ class Form:
     def tree_of(self, leaves: Sequence[Any]) -> Any:
         """A tree of this form."""
         return self.tree.unflatten(leaves)
+
+
+def _names(paths: Sequence[Any]) -> tuple[str, ...]:
+    inside = Counter(path[:-1] for path in paths)
+    wrapped = GetAttrKey("value")
+    return tuple(
+        keystr(
+            path[:-1] if path[-1:] == (wrapped,) and inside[path[:-1]] == 1 else path,
+            simple=True,
+            separator="/",
+        )
+        for path in paths
+    )
 
 
 def full(like: Any, shape: tuple[int, ...], gone: int | None, dtype: Any, value: float) -> Any:

@@ -7,6 +7,7 @@ behind the gradients; in a dynamic graph they run at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,16 @@ class ArrayStep:
             return self._params[leaf.name]
         return self._slots.tensor(leaf, "master" if name == "param" else name)
 
-    def _run(self, iteration: Any, counts: Any = None) -> tuple[Any, list[Any], Any]:
+    def _run(
+        self, iteration: Any, counts: dict[str, int] | None = None
+    ) -> tuple[Any, list[Any], Any]:
         """What is written, what it becomes, and the values of the step."""
         tasks = self._function.tasks(self._given)
+        if counts is not None:
+            tasks = [replace(task, steps=counts.get(task.leaf.name, 0)) for task in tasks]
         rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
         scale = 1.0 / rescale if rescale else float("inf")
-        values = self._function.values(
-            tasks, self._read, iteration, loss_scale=scale, counts=counts
-        )
+        values = self._function.values(tasks, self._read, iteration, loss_scale=scale)
         targets = [self._array(task.leaf, name) for task in tasks for name in task.stores]
         return targets, [bare(value) for value in values.stores], values
 
@@ -106,7 +109,7 @@ class ArrayStep:
             Whether there was a step, and what it measured.
         """
         options = self.stepper.options
-        targets, new, values = self._run(iteration, lambda leaf: counts.get(leaf.name, 0))
+        targets, new, values = self._run(iteration, counts)
         blocked = values.blocked is not None and float(bare(values.blocked)) > 0
         if blocked and options.nonfinite == "raise":
             raise GradientError(

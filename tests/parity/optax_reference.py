@@ -1,7 +1,7 @@
 """Runs `optax_cases` through optax: `python -m tests.parity.optax_reference FILE`.
 
-With `update` or `apply` as a second argument isostep.jax stands in its place, and the parameters
-are stepped by that function.
+With `update`, `apply` or `native` as a second argument isostep.jax stands in its place, and the
+parameters are stepped by `update`, or by `apply` as XLA compiles it or by kernels.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class IsostepRunner(OptaxRunner):
         clip = Clip(**dict([case.clip])) if case.clip else None
         ema = EMA(case.average.momentum, start="first_update") if case.average else None
         self.transformation = getattr(isostep.jax, case.framework_class)(
-            **case.arguments, clip=clip, ema=ema
+            **case.arguments, clip=clip, ema=ema, engine="native" if form == "native" else "xla"
         )
         self.parameters = {name: jax.numpy.asarray(a) for name, a in parameters.items()}
         self.kept = self.transformation.init(self.parameters)

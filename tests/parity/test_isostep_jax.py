@@ -1,5 +1,5 @@
-"""isostep.jax by optax' contract and by its fused form, both under jit, beside the NumPy front-end,
-which is held against optax itself."""
+"""isostep.jax by optax' contract and by its fused form with both engines, all under jit, beside the
+NumPy front-end, which is held against optax itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .case import Case
 from .compare import Reference, reference, run, worst
 from .optax_cases import CASES
 
-FORMS = ("update", "apply")
+FORMS = ("update", "apply", "native")
 # isostep.jax has optax' seven functions of the rules; amsgrad is the eighth of the dialect.
 OURS = [case for case in CASES if case.framework_class != "amsgrad"]
 
