@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep import interrupts
 from isostep import recipe as recipes
 from isostep.compile.arrays import Array
 from isostep.compile.layout import Layout
@@ -365,19 +366,25 @@ class Stepper:
         for leaf in ready.staged:
             leaf.bring_in()
         self.last = runners = [*ready.runners, *rows]
-        outcome = execute(runners, self._coefficients(runners, loss_scale))
+        coefficients = self._coefficients(runners, loss_scale)
+        with interrupts.Delayed():
+            outcome = execute(runners, coefficients)
+            if not outcome.blocked:
+                self._finish(ready, rows, loss_scale)
         if outcome.blocked:
             self._blocked(runners, outcome)
-        else:
-            if ready.idle:
-                execute(ready.idle, self._coefficients(ready.idle, loss_scale))
-            for leaf in ready.staged:
-                leaf.take_back()
-            self.steps[ready.active] += 1
-            for row in rows:
-                self.steps[row.cohort.members[0]] += 1
-            self.iteration += 1
         return self._report(runners, outcome) if self.options.report else None
+
+    def _finish(self, ready: _Prepared, rows: Sequence[Runner], loss_scale: float) -> None:
+        """What follows the passes of a step that was not stopped."""
+        if ready.idle:
+            execute(ready.idle, self._coefficients(ready.idle, loss_scale))
+        for leaf in ready.staged:
+            leaf.take_back()
+        self.steps[ready.active] += 1
+        for row in rows:
+            self.steps[row.cohort.members[0]] += 1
+        self.iteration += 1
 
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         """For each cohort its coefficients: numbers, or arrays over its tensors where groups or

@@ -1,7 +1,6 @@
 """Where Paddle keeps what an optimizer remembers: its accumulators, under Paddle's names.
 
-Paddle's own classes make them, so their names, shapes and dtypes are those of a `.pdopt` file. Step
-counts are integers here; Paddle counts by the powers of the betas, which follow when someone looks.
+Paddle's own classes make them, so their names, shapes and dtypes are those of a `.pdopt` file.
 """
 
 from __future__ import annotations
@@ -20,17 +19,27 @@ from isostep.paddle.hyper import attribute
 from isostep.paddle.tensors import numpy_view
 from isostep.rules.base import Domain
 
-POWERS = {"beta1_pow_acc": "beta1", "beta2_pow_acc": "beta2"}
+
+def called(optimizer: Any, accumulator: str) -> str:
+    """The name of an accumulator in an optimizer that may have a name itself."""
+    return accumulator if optimizer._name is None else f"{optimizer._name}_{accumulator}"
 
 
-def create(optimizer: Any, params: Sequence[Any], group: Mapping[str, Any]) -> None:
+def create(optimizer: Any, params: Sequence[Any], owners: Sequence[int]) -> None:
     """Have Paddle make the accumulators of some parameters, as far as they are not there.
 
     Args:
         optimizer: whose they are.
-        params: parameters of one group.
-        group: its settings; empty where there are no groups.
+        params: the parameters.
+        owners: the parameter group of each.
     """
+    for group in sorted(set(owners)):
+        members = [p for p, owner in zip(params, owners, strict=True) if owner == group]
+        _create(optimizer, members, optimizer._param_groups[group] if optimizer.grouped else {})
+
+
+def _create(optimizer: Any, params: Sequence[Any], group: Mapping[str, Any]) -> None:
+    # Groups have all settings that Paddle takes from them, by the defaults that it puts there.
     named = [a for a in group if hasattr(optimizer, attribute(optimizer, a))]
     kept = {attribute(optimizer, a): getattr(optimizer, attribute(optimizer, a)) for a in named}
     block = paddle.static.default_main_program().global_block()
@@ -49,12 +58,12 @@ def master(optimizer: Any, param: Any) -> Any:
 def average(optimizer: Any, param: Any) -> Any:
     """The moving average of a parameter; if it is not there it begins as the parameter."""
     wide = "float64" if param.dtype == paddle.float64 else "float32"
-    called = "average" if optimizer._name is None else f"{optimizer._name}_average"
-    if param.name not in optimizer.kept.get(called, ()):
+    name = called(optimizer, "average")
+    if param.name not in optimizer._accumulators.get(name, ()):
         tensor = optimizer._add_accumulator("average", param, dtype=wide)
         if paddle.in_dynamic_mode():
             tensor.set_value(param.detach().astype(wide))
-    return optimizer.kept[called][param.name]
+    return optimizer._accumulators[name][param.name]
 
 
 class Slots:
@@ -105,38 +114,8 @@ def unkept(
     return np.broadcast_to(np.zeros((), dtype), math.prod(leaf.slot_shape(per)))
 
 
-def powers(optimizer: Any, param: Any) -> dict[str, Any]:
-    """The tensors that hold the powers of the betas, by their names; empty if there are none."""
-    kept = {name: tensors for name, tensors in optimizer.kept.items() if tensors}
-    found: dict[str, Any] = {}
-    for name in POWERS:
-        called = f"{optimizer._name}_{name}" if optimizer._name is not None else name
-        copy = master(optimizer, param)
-        tensor = kept.get(called, {}).get((param if copy is None else copy).name)
-        if tensor is not None:
-            found[name] = tensor
-    return found
-
-
-def power_after(beta: float, steps: int) -> float:
-    """What Paddle holds after some steps: the power for the next one."""
-    return beta ** (steps + 1)
-
-
-def steps_of(power: Any, beta: float) -> int:
-    """How many steps a power of beta stands for, in Paddle's counting.
-
-    Paddle multiplies once a step in the dtype of the power, and rounds each time; isostep rounds
-    once. Both are known exactly, so both are read exactly.
-
-    Args:
-        power: the accumulator, a NumPy scalar of its dtype.
-        beta: the hyperparameter.
-    """
-    if not 0.0 < beta < 1.0:
-        return 0
-    least = np.nextafter(np.zeros_like(power), np.ones_like(power))
-    guess = math.log(max(float(power), float(least))) / math.log(beta)
-    products = np.full(int(1.02 * guess) + 64, beta, dtype=power.dtype)
-    same = np.flatnonzero(np.multiply.accumulate(products) == power)
-    return int(same[0]) if len(same) else max(0, round(guess) - 1)
+def forget(optimizer: Any) -> None:
+    """Drop everything that is kept; what is needed is made anew."""
+    optimizer._accumulators.clear()
+    optimizer._master_weights.clear()
+    optimizer._already_create_accumulator.clear()

@@ -64,39 +64,41 @@ class Hyperparameters:
 
     def _setting(self, group: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = self._optimizer
-        found = {a: _plain(getattr(optimizer, attribute(optimizer, a))) for a in self._named}
-        found |= {a: _plain(group[a]) for a in self._named if a in group and a not in OF_ALL}
+        found = {a: getattr(optimizer, attribute(optimizer, a)) for a in self._named}
+        found |= {a: group[a] for a in self._named if a in group and a not in OF_ALL}
+        found = {a: _plain(a, value) for a, value in found.items()}
         if self._decoupled:
-            found["weight_decay"] = _plain(group.get("weight_decay", optimizer._weight_decay))
+            decay = group.get("weight_decay", optimizer._weight_decay)
+            found["weight_decay"] = _plain("weight_decay", decay)
         elif "regularization_coeff" in group:  # Momentum's
             found["weight_decay"] = group["regularization_coeff"]
         else:
             found["weight_decay"] = getattr(
                 optimizer, "_regularization_coeff", _coefficient(optimizer.regularization)
             )
-        found["grad_clip"] = group.get("grad_clip") if group else optimizer._grad_clip
-        return found
+        clip = group.get("grad_clip") if group else optimizer._grad_clip
+        return found | {"grad_clip": clip, "clip": as_clip(clip)}
 
     def foreign(self, raw: list[Any]) -> bool:
         """Whether Paddle itself must clip and regularise: there is something that no kernel of
         isostep has."""
         settings, _, _, regularizers, *_ = raw
-        clips = [s["grad_clip"] for s in settings]
-        rescaled = getattr(self._optimizer, "_rescale_grad", 1.0) <= 0 and any(clips)
-        known = all(c is None or as_clip(c) is not None for c in clips)
-        return rescaled or not known or any(map(self.regularizes, regularizers)) or self.general
+        clips = [s for s in settings if s["grad_clip"] is not None]
+        rescaled = getattr(self._optimizer, "_rescale_grad", 1.0) <= 0 and bool(clips)
+        known = all(s["clip"] is not None for s in clips)
+        return rescaled or not known or any(map(self._left_to_paddle, regularizers))
 
-    @property
-    def general(self) -> bool:
-        """Whether the regularisation of all parameters is one that no kernel has."""
-        whole = self._optimizer.regularization
-        return whole is not None and _coefficient(whole) is None
+    def regularized_by_paddle(self, param: Any) -> bool:
+        """Whether the regularisation of a parameter is one that no kernel has."""
+        return self._left_to_paddle(_reading(getattr(param, "regularizer", None)))
 
-    def regularizes(self, regularizer: Any) -> bool:
-        """Whether a parameter's own regularisation, as in `raw`, is one that no kernel has."""
+    def _left_to_paddle(self, own: float | object | None) -> bool:
+        """The same of what a parameter's own regularisation was read as."""
+        if own is None:
+            own = None if self._decoupled else _reading(self._optimizer.regularization)
         if self._decoupled:  # it comes beside the decay
-            return regularizer is not None
-        return not isinstance(regularizer, float | None)
+            return own is not None
+        return not isinstance(own, float | None)
 
     def groups(self, raw: list[Any]) -> tuple[list[HyperGroup], list[int], list[float]]:
         """Parameters with the same hyperparameters as one group each.
@@ -137,7 +139,7 @@ class Hyperparameters:
         given = {a: settings[owner][a] for a in self._named}
         values = self._spelling.resolve(self._rule, {"learning_rate": 1.0, **given})
         values["weight_decay"] = self._rule.hyperparameter("weight_decay").check(decay)
-        clip = None if apart else as_clip(settings[owner]["grad_clip"])
+        clip = None if apart else settings[owner]["clip"]
         rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
         if clip is not None and rescale != 1.0:  # which comes after Paddle's clipping
             clip = Clip(**{clip.kind: clip.threshold * rescale})
@@ -149,17 +151,22 @@ class Hyperparameters:
             values,
             clip=clip,
             unclipped=clip is None or not clipped,
-            clip_scope=self._scope(settings, owner),
+            clip_scope=str(self.scope(settings, owner)),
         )
 
-    def _scope(self, settings: list[dict[str, Any]], owner: int) -> str:
-        """Which parameters make up one global norm: those of all groups with the same clip, or
-        those of one group."""
+    def scope(self, settings: list[dict[str, Any]], owner: int) -> int:
+        """Which parameters make up one global norm: those of all groups with an equal clip, or
+        those of one group. It is named by the first such group."""
         if self._optimizer.clips_per_group:
-            return str(owner)
-        clips = [s["grad_clip"] for s in settings]
-        mine = as_clip(clips[owner])
-        return str(next(k for k, c in enumerate(clips) if as_clip(c) == mine))
+            return owner
+
+        def same(k: int) -> bool:
+            mine, other = settings[owner], settings[k]
+            return other["clip"] == mine["clip"] and (
+                mine["clip"] is not None or other["grad_clip"] is mine["grad_clip"]
+            )
+
+        return next(k for k in range(len(settings)) if same(k))
 
 
 def attribute(optimizer: Any, argument: str) -> str:
@@ -188,7 +195,8 @@ def _coefficient(regularizer: Any) -> float | None:
 
 def _reading(regularizer: Any) -> Any:
     """The coefficient of L2 decay, or what else it is."""
-    return None if regularizer is None else _coefficient(regularizer) or regularizer
+    coefficient = _coefficient(regularizer)
+    return regularizer if coefficient is None else coefficient
 
 
 def _scales(params: Sequence[Any]) -> list[float]:
@@ -198,7 +206,10 @@ def _scales(params: Sequence[Any]) -> list[float]:
     except (AttributeError, KeyError, TypeError):  # tensors that are not made as parameters
         attributes = [getattr(p, "optimize_attr", None) or {} for p in params]
         found = [a.get("learning_rate", 1.0) for a in attributes]
-    return [scale if type(scale) is float else float(scale) for scale in found]
+    return [
+        scale if type(scale) is float else float(_plain("learning_rate of a parameter", scale))
+        for scale in found
+    ]
 
 
 def _ratio(ratio: Any, param: Any) -> float:
@@ -209,6 +220,10 @@ def _ratio(ratio: Any, param: Any) -> float:
     return float(ratio)
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """Hyperparameters as Python numbers: Paddle takes tensors for some."""
-    return value if isinstance(value, bool | int | float | str | None) else float(value)
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if not hasattr(value, "item"):
+        raise HyperparameterError(f"{name}={value!r} is not a number: give one, or a tensor of one")
+    return float(value.item())

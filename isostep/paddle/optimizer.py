@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import compress
 from typing import Any, ClassVar
 
+import numpy as np
 import paddle
 from paddle.base import core, framework
 from paddle.jit.sot import psdb
@@ -21,14 +23,13 @@ from isostep import rules
 from isostep.dialects import Spelling
 from isostep.errors import HyperparameterError
 from isostep.paddle import accumulators
-from isostep.paddle.accumulators import POWERS, power_after, powers, steps_of
 from isostep.paddle.binding import Binding
 from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
+from isostep.paddle.powers import Powers
 from isostep.paddle.program import ArrayStep
 from isostep.paddle.state import Saved, canonical, load, named
-from isostep.paddle.tensors import numpy_view
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.stepper import Engine, Options
@@ -55,8 +56,6 @@ class FusedStep(Framework):
         self._iteration, self._skipped = 0, 0
         self._report: Report | None = None
         self._array_ran = ""
-        self._behind = False  # the powers of the betas are those of an earlier step
-        self._shown = False  # and someone may have edited them
         arguments = type(self).paddle_signature.bind(*args, **kwargs).arguments
         ratio = arguments.pop("lr_ratio", None)
         if ratio is not None and not callable(ratio):
@@ -67,8 +66,24 @@ class FusedStep(Framework):
         super().__init__(**arguments)
         if ratio is not None:  # Paddle itself refuses it on CPUs
             self._lr_ratio = ratio
+        if paddle.in_dynamic_mode():
+            self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that no step could be taken with, now and not at the first step."""
+        if self.decays is not None and not callable(self.decays):
+            raise TypeError("apply_decay_param_fun must be a function of a parameter's name")
+        hyper = Hyperparameters(self, rules.get(self.rule), self.spelling)
+        params = self.all_parameters()
+        hyper.groups(hyper.raw(params, self.owners([(p, None) for p in params])))
 
     # -- what a step stands on -------------------------------------------------------------------
+
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are divided by: Momentum's `rescale_grad`, the other way round."""
+        rescale = getattr(self, "_rescale_grad", 1.0)
+        return 1.0 / rescale if rescale else float("inf")
 
     @property
     def grouped(self) -> bool:
@@ -112,7 +127,7 @@ class FusedStep(Framework):
         return Options(
             ema=self._extras.ema,
             nonfinite=self._extras.nonfinite,
-            unscale=getattr(self, "_rescale_grad", 1.0) != 1.0,
+            unscale=self.loss_scale != 1.0,
             master_weights=bool(self._multi_precision),
             state_dtype=None if self._multi_precision or self.rule in WIDE else "param",
             report=self._extras.report,
@@ -126,21 +141,18 @@ class FusedStep(Framework):
             hyper: knows which regularisation is left to the kernel.
         """
         owners, settings = self.owners(pairs), hyper.settings()
-        clips = [settings[owner]["grad_clip"] for owner in owners]
-        scopes = [
-            (id(c), o if self.clips_per_group else 0) for c, o in zip(clips, owners, strict=True)
-        ]
+        scopes = [hyper.scope(settings, owner) for owner in owners]
         result: list[Any] = list(pairs)
         for scope in set(scopes):
             places = [k for k, s in enumerate(scopes) if s == scope]
-            clip = clips[places[0]]
+            clip = settings[scope]["grad_clip"]
             if clip is not None:
                 new = clip([pairs[k] for k in places])
                 for k, pair in zip(places, new, strict=True):
                     result[k] = pair
         return [
             (p, self._create_regularization_of_grad(p, g, self.regularization))
-            if hyper.general or hyper.regularizes(getattr(p, "regularizer", None))
+            if hyper.regularized_by_paddle(p)
             else (p, g)
             for p, g in result
         ]
@@ -160,6 +172,7 @@ class FusedStep(Framework):
 
     # -- stepping --------------------------------------------------------------------------------
 
+    @framework.non_static_only
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient and do not stop it.
 
@@ -186,36 +199,27 @@ class FusedStep(Framework):
 
     def _fused_step(self) -> None:
         params = self.all_parameters()
-        if any(map(_has_main_grad, params)):  # float32 gradients that fleet keeps
+        grads = core.eager.get_all_grads(params) if params else []
+        if any(hasattr(p, "main_grad") for p in params):  # float32 gradients that fleet keeps
             found = [getattr(p, "main_grad", None) for p in params]
-            ivars = core.eager.get_all_grads(params)
-            grads = [i if m is None else m for m, i in zip(found, ivars, strict=True)]
-        else:
-            grads = core.eager.get_all_grads(params) if params else []
-        if self._as_before(params, grads):
-            return
-        pairs = zip(params, grads, strict=True)
-        self._apply_now([(p, g) for p, g in pairs if g is not None and not p.stop_gradient])
+            grads = [g if m is None else m for m, g in zip(found, grads, strict=True)]
+        live = [g is not None and not p.stop_gradient for p, g in zip(params, grads, strict=True)]
+        if not all(live):
+            params, grads = list(compress(params, live)), list(compress(grads, live))
+        self._apply_now(params, grads)
 
-    def _as_before(self, params: list[Any], grads: list[Any]) -> bool:
-        """Step by kernels if this step is like those before; else do nothing."""
-        binding = self._binding
-        if binding is None or self._get_auxiliary_var("found_inf") is not None:
-            return False
-        self._take_edits()
-        if self._binding is None or binding.stale():
-            return False
-        return self._by_binding(binding, lambda: binding.usual_step(params, grads))
-
-    def _apply_now(self, pairs: Pairs) -> None:
+    def _apply_now(self, params: list[Any], grads: list[Any]) -> None:
         """Step in a dynamic graph."""
-        if not pairs or self._stopped():
+        if not params or self._stopped():
             return
         with paddle.no_grad():
-            if self._extras.engine == "native" and self._on_cpu(pairs):
-                self._by_kernels(pairs)
+            binding = self._binding
+            if binding is not None and self._by_binding(binding, params, grads, usual=True):
+                return
+            if self._extras.engine == "native" and _on_cpu(params):
+                self._by_kernels(params, grads)
             else:
-                self._by_array(pairs)
+                self._by_array(list(zip(params, grads, strict=True)))
 
     def _stopped(self) -> bool:
         """Whether a gradient scaler has found a non-finite gradient."""
@@ -224,24 +228,24 @@ class FusedStep(Framework):
             self._set_auxiliary_var("found_inf", bool(found))
         return bool(found)
 
-    def _on_cpu(self, pairs: Pairs) -> bool:
-        if self._binding is not None and not self._binding.stale():
-            return True
-        return all(p.place.is_cpu_place() and not p.is_dist() for p, _ in pairs)
-
-    def _by_kernels(self, pairs: Pairs) -> None:
-        self._take_edits()
+    def _by_kernels(self, params: list[Any], grads: list[Any]) -> None:
         binding = self._binding
         if binding is None or binding.stale():
             self._unbind()
             self._binding = binding = Binding(self, rules.get(self.rule), self._counts)
             binding.stepper.iteration = self._iteration
-        self._by_binding(binding, lambda: (True, binding.step(pairs, self.owners(pairs))))
+        self._by_binding(binding, params, grads, usual=False)
 
-    def _by_binding(self, binding: Binding, step: Callable[[], tuple[bool, Report | None]]) -> bool:
-        """Take a step; whether there was one, and the report, is what `step` returns."""
+    def _by_binding(
+        self, binding: Binding, params: list[Any], grads: list[Any], usual: bool
+    ) -> bool:
+        """Step by kernels; whether there was a step."""
         try:
-            done, report = step()
+            if usual:
+                done, report = binding.usual_step(params, grads)
+            else:
+                pairs = list(zip(params, grads, strict=True))
+                done, report = True, binding.step(pairs, self.owners(pairs))
         except BaseException:
             self._unbind()  # whatever it had come to
             raise
@@ -250,27 +254,38 @@ class FusedStep(Framework):
             self._skipped += binding.stepper.skipped
             binding.stepper.skipped = 0
         if done:
-            self._report, self._behind = report, True
+            self._report = report
         return done
 
     def _by_array(self, pairs: Pairs) -> None:
-        self._take_edits()
         self._unbind()
         step = ArrayStep(self, rules.get(self.rule), pairs, self.owners(pairs))
-        done, self._report = step.now(self._iteration, self._counts)
+        params = [p for p, _ in pairs]
+        powers = Powers(self, params, step.values_of_each)
+        counts = np.array([self._counts.get(p.name, 0) for p in params], dtype=np.int64)
+        powers.follow(counts)
+        names = [p.name for p in params]
+        done, self._report = step.now(
+            self._iteration, dict(zip(names, counts.tolist(), strict=True))
+        )
         self._array_ran = "array code, paddle"
         if done:
-            for param, _ in pairs:
-                self._counts[param.name] = self._counts.get(param.name, 0) + 1
+            counts += 1
+            powers.write(counts)
+            self._counts |= dict(zip(names, counts.tolist(), strict=True))
             self._iteration += 1
-            self._behind = True
         else:
             self._skipped += 1
 
     def _unbind(self) -> None:
         if self._binding is not None:
-            self._counts = self._steps()
+            self._counts = self.steps()
             self._binding = None
+
+    def steps(self) -> dict[str, int]:
+        """The steps of all parameters that have had one, by Paddle's name."""
+        bound = {} if self._binding is None else self._binding.counts()
+        return self._counts | {name: steps for name, steps in bound.items() if steps}
 
     # -- Paddle's own entry points ---------------------------------------------------------------
 
@@ -299,7 +314,7 @@ class FusedStep(Framework):
         """
         pairs = [(p, g) for p, g in params_grads if g is not None and not p.stop_gradient]
         if paddle.in_dynamic_mode():
-            self._apply_now(pairs)
+            self._apply_now([p for p, _ in pairs], [g for _, g in pairs])
             return []
         pairs.sort(key=lambda pair: pair[0].name)
         block = paddle.static.default_main_program().global_block()
@@ -318,69 +333,6 @@ class FusedStep(Framework):
 
     # -- state -----------------------------------------------------------------------------------
 
-    @property
-    def _accumulators(self) -> Any:
-        """Paddle's accumulators. Who asks for them finds the powers of the betas up to date, and
-        may edit them."""
-        if self._behind:
-            self._write_powers()
-        self._shown = True
-        return self.kept
-
-    @_accumulators.setter
-    def _accumulators(self, value: Any) -> None:
-        self.kept = value
-
-    def _steps(self) -> dict[str, int]:
-        """The steps of all parameters that have had one."""
-        bound = {} if self._binding is None else self._binding.counts()
-        return self._counts | {name: steps for name, steps in bound.items() if steps}
-
-    def _write_powers(self) -> None:
-        """Bring the powers of the betas up to date with the counts."""
-        self._behind = False
-        for param, steps, betas in self._counted():
-            for name, tensor in powers(self, param).items():
-                value = power_after(betas[POWERS[name]], steps)
-                if tensor.place.is_cpu_place():
-                    numpy_view(tensor)[...] = value
-                else:
-                    tensor.set_value(paddle.full(tensor.shape, value, tensor.dtype))
-
-    def _take_edits(self) -> None:
-        """Follow powers that were edited since they were last written."""
-        if not self._shown:
-            return
-        self._shown = False
-        if self._behind:
-            return
-        for param, steps, betas in self._counted():
-            read = {n: t.numpy()[0] for n, t in powers(self, param).items()}
-            if any(
-                value != value.dtype.type(power_after(betas[POWERS[name]], steps))
-                for name, value in read.items()
-            ):
-                self._unbind()
-                self._counts[param.name] = self._steps_of(read, betas)
-
-    def _counted(self) -> list[tuple[Any, int, dict[str, float]]]:
-        """Parameters with powers: their steps and their hyperparameters."""
-        if not any(name.endswith("_pow_acc") for name in self.kept):
-            return []
-        params, steps = self.all_parameters(), self._steps()
-        known = [p for p in params if p.name in steps]
-        hyper = Hyperparameters(self, rules.get(self.rule), self.spelling)
-        settings = hyper.settings()
-        owners = self.owners([(p, None) for p in known])
-        return [(p, steps[p.name], settings[o]) for p, o in zip(known, owners, strict=True)]
-
-    @staticmethod
-    def _steps_of(read: dict[str, Any], betas: dict[str, float]) -> int:
-        """The steps that powers stand for. The second beta is nearer to 1, so that its power
-        keeps digits for longer."""
-        name = max(read, key=lambda power: betas[POWERS[power]])
-        return steps_of(read[name], betas[POWERS[name]])
-
     @framework.dygraph_only
     def state_dict(self) -> dict[str, Any]:
         """Paddle's state, and under `"isostep"` what it lacks: integer step counts, and the names
@@ -391,7 +343,7 @@ class FusedStep(Framework):
             in 0, as those of the first optimizer in a process, also if there were others before.
         """
         found = {canonical(key): value for key, value in super().state_dict().items()}
-        steps = self._steps()
+        steps = self.steps()
         if steps:
             saved = Saved(self.parameter_names(), steps, self._iteration, self._skipped)
             found["isostep"] = saved.plain()
@@ -411,6 +363,8 @@ class FusedStep(Framework):
             AssertionError: there is a scheduler here and none in the state; Paddle's error.
             StateError: the state is another model's or is incomplete; nothing was changed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, not {type(state_dict).__name__}")
         scheduler = self._learning_rate
         if isinstance(scheduler, LRScheduler):
             own = state_dict.get("LR_Scheduler")
@@ -426,13 +380,12 @@ class FusedStep(Framework):
             loaded.write()
         self._counts = loaded.counts
         self._iteration, self._skipped = loaded.iteration, loaded.skipped
-        self._behind = self._shown = False
 
     load_state_dict = set_state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have memory of their own."""
-        return {**vars(self), "_binding": None, "_counts": self._steps()}
+        return {**vars(self), "_binding": None, "_counts": self.steps()}
 
     def parameter_names(self) -> list[tuple[str | None, str]]:
         """Of each parameter its name in the model, if it is known, and Paddle's."""
@@ -441,6 +394,7 @@ class FusedStep(Framework):
     # -- what Paddle does not have ---------------------------------------------------------------
 
     @contextlib.contextmanager
+    @framework.dygraph_only
     def averaged_params(self) -> Generator[None]:
         """The parameters hold their moving averages inside this context, and are put back after it,
         also when it is left by an exception.
@@ -450,7 +404,7 @@ class FusedStep(Framework):
         """
         if self._extras.ema is None:
             raise HyperparameterError("there are no averages: make the optimizer with ema=...")
-        params = [p for p in self.all_parameters() if p.name in self._steps()]
+        params = [p for p in self.all_parameters() if p.name in self.steps()]
         before = [p.detach().clone() for p in params]
         try:
             with paddle.no_grad():
@@ -488,8 +442,8 @@ class FusedStep(Framework):
         return plan(self, rules.get(self.rule))
 
 
-def _has_main_grad(param: Any) -> bool:
-    return hasattr(param, "main_grad")
+def _on_cpu(params: Sequence[Any]) -> bool:
+    return all(p.place.is_cpu_place() and not p.is_dist() for p in params)
 
 
 @no_eval_frame

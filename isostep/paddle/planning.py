@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from isostep import dialects
+from isostep.errors import ParameterError
 from isostep.functional import stand_in
 from isostep.paddle.accumulators import unkept
 from isostep.paddle.hyper import Hyperparameters
@@ -15,9 +16,20 @@ from isostep.rules import Rule
 from isostep.stepper import Stepper
 
 
-def dry(optimizer: Any, rule: Rule) -> Stepper:
-    """A stepper over stand-ins for all parameters of an optimizer."""
-    params = [p for p in optimizer.all_parameters() if not p.stop_gradient]
+def dry(optimizer: Any, rule: Rule, frozen: bool = False) -> Stepper:
+    """A stepper over stand-ins for the parameters of an optimizer.
+
+    Args:
+        optimizer: the optimizer.
+        rule: its rule.
+        frozen: take those in as well that stop gradients.
+
+    Raises:
+        ParameterError: there are none.
+    """
+    params = [p for p in optimizer.all_parameters() if frozen or not p.stop_gradient]
+    if not params:
+        raise ParameterError("the optimizer has no parameters that can be stepped")
     hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
     raw = hyper.raw(params, optimizer.owners([(p, None) for p in params]))
     groups, membership, factors = hyper.groups(raw)

@@ -18,9 +18,10 @@ from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError, HyperparameterError
 from isostep.functional import FunctionalStep, stand_in
 from isostep.paddle import accumulators
-from isostep.paddle.accumulators import POWERS, Slots, unkept
+from isostep.paddle.accumulators import Slots, unkept
 from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.namespace import PaddleNamespace, Value, bare
+from isostep.paddle.powers import POWERS, powers
 from isostep.paddle.tensors import dtype_name
 from isostep.report import SUMS, Report
 from isostep.rules import Rule
@@ -28,6 +29,9 @@ from isostep.stepper import Stepper
 
 XP = PaddleNamespace()
 COUNT = "isostep_step"
+LEAST = 1e-38
+SLOWEST = 1.0 - 1e-5
+"""The beta up to which a float32 power tells each step from the next."""
 
 
 class ArrayStep:
@@ -45,10 +49,7 @@ class ArrayStep:
     ) -> None:
         self._optimizer, self._rule = optimizer, rule
         params = [p for p, _ in pairs]
-        for group in sorted(set(owners)):
-            members = [p for p, g in zip(params, owners, strict=True) if g == group]
-            settings = optimizer._param_groups[group] if optimizer.grouped else {}
-            accumulators.create(optimizer, members, settings)
+        accumulators.create(optimizer, params, owners)
         hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
         raw = hyper.raw(params, owners)
         if hyper.foreign(raw):
@@ -75,6 +76,11 @@ class ArrayStep:
         self._group_of = {leaf.name: leaf.group for leaf in self.stepper.leaves}
         self._function = FunctionalStep(self.stepper, XP, "float64")
 
+    @property
+    def values_of_each(self) -> list[dict[str, Any]]:
+        """The hyperparameters of each parameter."""
+        return [self.stepper.groups[leaf.group].values for leaf in self.stepper.leaves]
+
     def _read(self, leaf: Leaf, name: str) -> Any:
         return Value(self._array(leaf, name))
 
@@ -90,8 +96,7 @@ class ArrayStep:
         tasks = self._function.tasks(self._given)
         if counts is not None:
             tasks = [replace(task, steps=counts.get(task.leaf.name, 0)) for task in tasks]
-        rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
-        scale = 1.0 / rescale if rescale else float("inf")
+        scale = self._optimizer.loss_scale
         values = self._function.values(tasks, self._read, iteration, loss_scale=scale)
         targets = [self._array(task.leaf, name) for task in tasks for name in task.stores]
         return targets, [bare(value) for value in values.stores], values
@@ -131,19 +136,17 @@ class ArrayStep:
     def append(self) -> None:
         """Add the step to the program."""
         self._refuse()
-        optimizer = self._optimizer
-        first = next(iter(self._params.values()))
-        count = optimizer._add_accumulator(COUNT, first, dtype="int64", shape=[1])
-        done = paddle.reshape(self._steps(first, count), [])
+        done, count = self._steps()
         targets, new, values = self._run(Value(done))
-        stop = optimizer._get_auxiliary_var("found_inf")
+        stop = self._optimizer._get_auxiliary_var("found_inf")
         stopped = None if stop is None else paddle.reshape(paddle.cast(stop, "bool"), [])
         if values.blocked is not None:
             bad = bare(values.blocked > 0)
             stopped = bad if stopped is None else paddle.logical_or(stopped, bad)
         after = done + 1
-        targets += [count]
-        new += [paddle.reshape(after, [1])]
+        if count is not None:
+            targets.append(count)
+            new.append(paddle.reshape(after, [1]))
         for target, value in self._powers(after):
             targets.append(target)
             new.append(value)
@@ -171,28 +174,38 @@ class ArrayStep:
                 'values yet: use start="first_update"'
             )
 
-    def _steps(self, param: Any, count: Any) -> Any:
-        """The steps so far: the count, unless a power that was loaded says something else."""
-        powers = accumulators.powers(self._optimizer, param)
-        if "beta2_pow_acc" not in powers:
-            return count
-        beta = self._beta(param.name, "beta2")
-        power = paddle.cast(powers["beta2_pow_acc"], "float64")
-        if not 0.0 < beta < 1.0:
-            return count
-        logarithm = float(np.log(beta))
-        believed = paddle.exp((paddle.cast(count, "float64") + 1.0) * logarithm)
-        tiny = paddle.full([1], 1e-38, "float64")
-        steps = paddle.round(paddle.log(paddle.maximum(power, tiny)) / logarithm) - 1.0
-        agrees = paddle.abs(power - believed) <= 1e-6 * believed + tiny
-        return paddle.where(agrees, count, paddle.cast(steps, "int64"))
+    def _steps(self) -> tuple[Any, Any]:
+        """The steps so far, and the variable that counts them, if there is one.
+
+        Paddle has no such variable: a power tells the steps, or nothing depends on them. Where that
+        is so there is none here, so that programs of either load what the other has saved. A power
+        of 0 is that of so many steps that all corrections have gone.
+        """
+        found = {
+            self._beta(name, POWERS[power]): tensor
+            for name, param in self._params.items()
+            for power, tensor in powers(self._optimizer, param).items()
+        }
+        slowest = max(found, default=0.0)
+        paddles = self._rule.name in dialects.get("paddle").spellings
+        if not paddles or self.stepper.options.ema is not None or slowest > SLOWEST:
+            first = next(iter(self._params.values()))
+            made = self._optimizer._add_accumulator(COUNT, first, dtype="int64", shape=[1])
+            return paddle.reshape(made, []), made
+        if slowest == 0.0:
+            return paddle.full([], 0, "int64"), None
+        least = paddle.full([1], LEAST, "float64")
+        power = paddle.maximum(paddle.cast(found[slowest], "float64"), least)
+        logarithm = paddle.full([1], float(np.log(slowest)), "float64")
+        steps = paddle.round(paddle.log(power) / logarithm) - 1.0
+        return paddle.reshape(paddle.cast(steps, "int64"), []), None
 
     def _powers(self, after: Any) -> list[tuple[Any, Any]]:
         """Paddle's powers of the betas, and what they are after the step."""
         found: list[tuple[Any, Any]] = []
         known: dict[Any, Any] = {}
         for name, param in self._params.items():
-            for power, tensor in accumulators.powers(self._optimizer, param).items():
+            for power, tensor in powers(self._optimizer, param).items():
                 dtype: Any = dtype_name(tensor.dtype)
                 beta = self._beta(name, POWERS[power])
                 if (beta, dtype) not in known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ import paddle
 from isostep import rules
 from isostep.errors import StateError
 from isostep.paddle import accumulators
-from isostep.paddle.accumulators import POWERS, steps_of
+from isostep.paddle.accumulators import called
 from isostep.paddle.planning import dry
+from isostep.paddle.powers import POWERS, agreed
 
 KEY = "isostep"
 Names = list[tuple[str | None, str]]
@@ -70,7 +71,10 @@ class Saved:
             own = state[KEY]
             names = [(model, str(name)) for model, name in own["names"]]
             steps = {str(name): int(count) for name, count in own["steps"].items()}
-            return cls(names, steps, int(own["iteration"]), int(own["skipped"]))
+            counts = (int(own["iteration"]), int(own["skipped"]))
+            if min([*counts, *steps.values()]) < 0:
+                raise ValueError("a count is below zero")
+            return cls(names, steps, *counts)
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"the entry {KEY!r} of the state is damaged: {error!r}") from error
 
@@ -130,14 +134,12 @@ class Loaded:
     skipped: int = 0
 
     def write(self) -> None:
-        """Make the accumulators and fill them."""
+        """Make all accumulators anew and fill them; what has no entry begins anew."""
         optimizer = self.optimizer
+        accumulators.forget(optimizer)
         params = [param for param, _ in self.entries] + [param for param, _ in self.masters]
         owners = optimizer.owners([(p, None) for p in params])
-        for param, owner in zip(params, owners, strict=True):
-            accumulators.create(
-                optimizer, [param], optimizer._param_groups[owner] if optimizer.grouped else {}
-            )
+        accumulators.create(optimizer, params, owners)
         for param, value in self.masters:
             copy = accumulators.master(optimizer, param)
             if copy is not None:
@@ -145,13 +147,13 @@ class Loaded:
         for param, values in self.entries:
             copy = accumulators.master(optimizer, param)
             for name, value in values.items():
-                if name == _called(optimizer, "average"):
+                if name == called(optimizer, "average"):
                     if optimizer.options().ema is None:
                         continue
                     tensor = accumulators.average(optimizer, param)
                 else:
                     holder = param if copy is None else copy
-                    tensor = optimizer.kept[name].get(holder.name)
+                    tensor = optimizer._accumulators.get(name, {}).get(holder.name)
                 if tensor is not None:
                     _set(tensor, value)
 
@@ -160,62 +162,71 @@ def load(optimizer: Any, state: Mapping[str, Any]) -> Loaded:
     """Find out whose entries of a state are whose.
 
     Raises:
-        StateError: they are another model's, or incomplete.
+        StateError: they are another model's or another optimizer's, or incomplete.
     """
+    rule = rules.get(optimizer.rule)
     entries = _entries(state, _accumulator_names(optimizer))
     masters = {str(k): v for k, v in (state.get("master_weights") or {}).items()}
     saved = Saved.of(state, entries or {name: {} for name in masters})
-    stepper = dry(optimizer, rules.get(optimizer.rule))
-    live = {leaf.name: leaf for leaf in stepper.leaves}
+    stepper = dry(optimizer, rule, frozen=True)
     params = {p.name: p for p in optimizer.all_parameters()}
     loaded = Loaded(optimizer, iteration=saved.iteration, skipped=saved.skipped)
     absent: list[str] = []
-    found = whose(saved.names, [n for n in optimizer.parameter_names() if n[1] in live])
-    for name, leaf in live.items():
-        source, needed = found.get(name), {}
-        for slot in rules.get(optimizer.rule).active_slots(stepper.recipe(leaf).o):
-            called = _called(optimizer, optimizer.spelling.slots[slot.name])
-            needed[called] = leaf.slot_shape(slot.per)
-        values = entries.get(source or "", {})
+    trained = {name for name, p in params.items() if not p.stop_gradient}
+    found = whose(saved.names, optimizer.parameter_names(), trained)
+    for leaf in stepper.leaves:
+        name, group = leaf.name, stepper.groups[leaf.group]
+        source = found.get(name, "")
+        slots = rule.active_slots(stepper.recipe(leaf).o)
+        needed = {
+            called(optimizer, optimizer.spelling.slots[s.name]): leaf.slot_shape(s.per)
+            for s in slots
+        }
+        values = entries.get(source, {})
         if needed and not values:
-            absent.append(name)
+            absent += [name] * (name in trained)
             continue
         _check(name, values, needed, leaf.array.shape)
         if values:
             loaded.entries.append((params[name], values))
         if source in masters:
             loaded.masters.append((params[name], masters[source]))
-        loaded.counts[name] = _steps(optimizer, saved, source, values, stepper.groups[leaf.group])
+        if values or source in saved.steps:
+            loaded.counts[name] = _steps(optimizer, saved.steps.get(source), values, group)
     if not saved.iteration:  # a state of Paddle's
         loaded.iteration = max(loaded.counts.values(), default=0)
-    _refuse_foreign(entries, absent, live)
+    _judge(optimizer, state, entries, absent, trained)
     return loaded
 
 
-def whose(saved: Names, live: Names) -> dict[str, str]:
+def whose(saved: Names, live: Names, trained: Collection[str]) -> dict[str, str]:
     """Of each live parameter, by Paddle's name, the Paddle name that it was saved under.
 
     By name in the model where all have one on both sides; else by Paddle's name where all are in
-    the state; else by order, if there are as many; else by Paddle's name as far as it goes.
+    the state; else by order, if there are as many; else by Paddle's name as far as it goes. Paddle
+    saves only what was trained, so both are tried with all parameters and with the trained ones.
+
+    Args:
+        saved, live: names on both sides.
+        trained: Paddle's names of live parameters that do not stop gradients.
     """
-    if all(model for model, _ in [*saved, *live]) and saved:
+    if saved and all(model for model, _ in [*saved, *live]):
         known = dict(saved)
         return {name: known[model] for model, name in live if model in known}
     names = [name for _, name in saved]
-    if not {name for _, name in live} <= set(names) and len(names) == len(live):
-        return {now: name for (_, now), name in zip(live, names, strict=True)}
-    return {name: name for _, name in live if name in names}
-
-
-def _called(optimizer: Any, accumulator: str) -> str:
-    """The name of an accumulator in an optimizer that has a name itself."""
-    return accumulator if optimizer._name is None else f"{optimizer._name}_{accumulator}"
+    every = [name for _, name in live]
+    some = [name for name in every if name in trained]
+    if not (some and set(some) <= set(names)):
+        for now in (every, some):
+            if len(now) == len(names):
+                return dict(zip(now, names, strict=True))
+    return {name: name for name in every if name in names}
 
 
 def _accumulator_names(optimizer: Any) -> list[str]:
     """All accumulators that a state may have, longer names first."""
     slots = [*optimizer.spelling.slots.values(), *POWERS, "average"]
-    return sorted((_called(optimizer, slot) for slot in slots), key=len, reverse=True)
+    return sorted((called(optimizer, slot) for slot in slots), key=len, reverse=True)
 
 
 def _entries(state: Mapping[str, Any], known: Sequence[str]) -> Entries:
@@ -240,6 +251,11 @@ def _check(name: str, values: Any, needed: Mapping[str, Any], shape: tuple[int, 
             f"optimizer; nothing was changed"
         )
     for accumulator, value in values.items():
+        if not hasattr(value, "shape"):
+            raise StateError(
+                f"the state {accumulator!r} of parameter {name!r} is {value!r} and no array; "
+                f"nothing was changed"
+            )
         power = any(accumulator.endswith(p) for p in POWERS)
         due = (1,) if power else tuple(needed.get(accumulator, shape))
         if tuple(value.shape) != due and not (power and tuple(value.shape) == ()):
@@ -249,37 +265,47 @@ def _check(name: str, values: Any, needed: Mapping[str, Any], shape: tuple[int, 
             )
 
 
-def _steps(optimizer: Any, saved: Saved, source: Any, values: Any, group: Any) -> int:
-    if source in saved.steps:
-        return saved.steps[source]
+def _steps(optimizer: Any, believed: int | None, values: Any, group: Any) -> int:
+    """The steps that a parameter has had. Powers, which stand beside the moments, are believed
+    before a count, which may have been noted at another time."""
     read = {
-        power: _as_array(values[_called(optimizer, power)])
+        group.values[POWERS[power]]: _number(values[called(optimizer, power)])
         for power in POWERS
-        if _called(optimizer, power) in values
+        if called(optimizer, power) in values
     }
     if not read:
-        return int(bool(values))
-    name = max(read, key=lambda power: group.values[POWERS[power]])
-    return steps_of(read[name], group.values[POWERS[name]])
+        return int(bool(values)) if believed is None else believed
+    return agreed(read, believed or 0)
 
 
-def _refuse_foreign(entries: Entries, absent: Sequence[str], live: Mapping[str, Any]) -> None:
-    if not absent or (not entries and len(absent) == len(live)):
+def _judge(
+    optimizer: Any,
+    state: Mapping[str, Any],
+    entries: Entries,
+    absent: Sequence[str],
+    trained: Collection[str],
+) -> None:
+    """Refuse a state that has nothing for this optimizer; say what a partial one lacks."""
+    if not absent:
         return
-    if len(absent) == len(live):
+    nothing = len(absent) == len(trained)
+    fresh = not optimizer.steps()
+    if nothing and not (fresh and not entries and set(state) <= {*_NOT_ENTRIES}):
+        there = ", ".join([key for key in state if key not in _NOT_ENTRIES][:3]) or "nothing"
         raise StateError(
-            f"no entry of the state belongs to a parameter of this optimizer (it has "
-            f"{', '.join(list(entries)[:3])}, and the optimizer {', '.join(absent[:3])}): the "
-            f"state is another model's; nothing was changed"
+            f"no entry of the state belongs to a parameter of this {optimizer.spelling.class_name} "
+            f"(the state has {there}; the optimizer steps {', '.join(absent[:3])}): it is another "
+            f"model's or another optimizer's; nothing was changed"
         )
-    warnings.warn(
-        f"the state has nothing for {len(absent)} of {len(live)} parameters, which begin anew: "
-        f"{', '.join(absent[:5])}",
-        stacklevel=4,
-    )
+    if not nothing:
+        warnings.warn(
+            f"the state has nothing for {len(absent)} of {len(trained)} parameters, which begin "
+            f"anew: {', '.join(absent[:5])}",
+            stacklevel=4,
+        )
 
 
-def _as_array(value: Any) -> Any:
+def _number(value: Any) -> Any:
     array = value.numpy() if hasattr(value, "numpy") else value
     return array.reshape(-1)[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 import isostep.paddle
 from isostep.errors import StateError
-from isostep.paddle.accumulators import power_after, steps_of
+from isostep.paddle.powers import power_after, steps_of
 from isostep.recipe import EMA
 
 from .twins import OURS, RULES, apart, parameters, take, trained
