@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -909,3 +910,22 @@ def test_a_damaged_count_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(StateError):
         optimizer.load_state_dict({**optimizer.state_dict(), **damage})
     assert repr(optimizer.state_dict()) == before
+
+
+def test_an_interrupt_waits_until_arrays_and_counts_agree(monkeypatch: pytest.MonkeyPatch):
+    from isostep import stepper
+
+    params = {"w": np.ones(4)}
+    optimizer = isostep.AdamW(params)
+    execute = stepper.execute
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return execute(*arguments)
+
+    monkeypatch.setattr(stepper, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step({"w": np.ones(4)})
+    assert (params["w"] < 1.0).all()
+    assert optimizer._stepper.steps.tolist() == [optimizer._stepper.iteration] == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

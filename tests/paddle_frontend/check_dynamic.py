@@ -147,6 +147,73 @@ def test_adamw_adds_the_regularisation_of_a_parameter() -> None:
     assert both("AdamW", **RULES["AdamW"], attributes=attributes) < EXACT
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSProp", "Adadelta", "Adam", "Momentum"])
+@pytest.mark.parametrize(
+    "decays",
+    [(0.25, 0.0), (0.25, L1Decay(0.125)), (L1Decay(0.125), L2Decay(0.25)), (L2Decay(0.25), None)],
+    ids=["zero", "l1", "l1-l2", "none"],
+)
+def test_every_group_has_its_own_regularisation(name: str, decays: Any) -> None:
+    def groups(params: list[Any]) -> Any:
+        return [
+            {"params": params[:2], "weight_decay": decays[0]},
+            {"params": params[2:], "weight_decay": decays[1]},
+        ]
+
+    assert both(name, **(RULES[name] | {"weight_decay": None, "groups": groups})) < EXACT
+
+
+def test_zero_decay_is_left_to_kernels() -> None:
+    _, optimizer = trained(
+        isostep.paddle,
+        "Adam",
+        groups=lambda p: [{"params": p[:2], "weight_decay": 0.0}, {"params": p[2:]}],
+    )
+    assert not optimizer._binding._apart
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_clip_can_be_changed(name: str) -> None:
+    def run(classes: Any) -> list[Any]:
+        params, clip = parameters(), ClipGradByGlobalNorm(0.5)
+        optimizer = getattr(classes, name)(parameters=params, grad_clip=clip, **RULES[name])
+        take(optimizer, params, range(2))
+        clip.clip_norm = 0.0625
+        take(optimizer, params, range(2, 4))
+        return params
+
+    assert apart(run(paddle.optimizer), run(isostep.paddle)) < EXACT
+
+
+def test_equal_clips_are_one_with_and_without_a_kernel() -> None:
+    def groups(params: list[Any]) -> Any:
+        return [
+            {"params": params[:2], "grad_clip": ClipGradByGlobalNorm(0.5)},
+            {"params": params[2:], "grad_clip": ClipGradByGlobalNorm(0.5)},
+        ]
+
+    how: dict[str, Any] = {"learning_rate": 0.125, "groups": groups}
+    one, _ = trained(isostep.paddle, "SGD", **how)
+
+    def beside(params: list[Any]) -> Any:
+        made = groups(params)
+        return [{**made[0], "weight_decay": L1Decay(0.0)}, made[1]]
+
+    two, optimizer = trained(isostep.paddle, "SGD", **(how | {"groups": beside}))
+    assert optimizer._binding._apart
+    assert apart(one, two) < EXACT
+
+
+def test_betas_may_be_tensors() -> None:
+    def run(*betas: Any) -> list[Any]:
+        params = parameters()
+        take(isostep.paddle.Adam(0.125, *betas, parameters=params), params, range(3))
+        return params
+
+    tensors = [paddle.to_tensor([0.75]), paddle.to_tensor(0.9375)]
+    assert apart(run(0.75, 0.9375), run(*tensors)) < EXACT
+
+
 # -- AdamW's own -----------------------------------------------------------------------------------
 
 

@@ -71,10 +71,11 @@ def test_isosteps_own_errors_say_what_is_allowed(name: str) -> None:
 
 
 def test_a_rate_that_is_no_ratio_is_refused_and_nothing_moves() -> None:
-    params = parameters()
-    optimizer = isostep.paddle.AdamW(parameters=params, lr_ratio=lambda p: -1.0)
+    params, now = parameters(), {"ratio": 1.0}
+    optimizer = isostep.paddle.AdamW(parameters=params, lr_ratio=lambda p: now["ratio"])
     params[0].grad = paddle.ones_like(params[0])
     before = params[0].clone()
+    now["ratio"] = -1.0
     with pytest.raises(HyperparameterError, match="lr_ratio"):
         optimizer.step()
     assert bool((before == params[0]).all())
@@ -83,7 +84,7 @@ def test_a_rate_that_is_no_ratio_is_refused_and_nothing_moves() -> None:
 def test_parameters_that_no_kernel_steps_are_refused() -> None:
     whole = paddle.to_tensor([1j, 2j, 3j], stop_gradient=False)
     whole.grad = paddle.ones([3], "complex64")
-    with pytest.raises(ParameterError, match="complex64"):
+    with pytest.raises(ValueError, match="complex64"):
         isostep.paddle.SGD(parameters=[whole]).step()
 
 
@@ -99,6 +100,52 @@ def test_two_parameters_of_one_name_are_refused() -> None:
     with pytest.raises(ParameterError, match=r"two parameters are called 'linear_0\.w_0'"):
         optimizer.step()
     assert all((b == p.numpy()).all() for b, p in zip(before, made, strict=True))
+
+
+def test_a_parameter_given_twice_is_refused() -> None:
+    [p] = parameters()[:1]
+    p.grad = paddle.ones_like(p)
+    before = p.numpy()
+    with pytest.raises(ParameterError, match="twice"):
+        isostep.paddle.SGD(parameters=[p, p]).step()
+    assert (p.numpy() == before).all()
+
+
+def test_programs_have_no_step_of_a_dynamic_graph() -> None:
+    optimizer = isostep.paddle.SGD(parameters=parameters())
+    paddle.enable_static()
+    try:
+        with pytest.raises(AssertionError, match="step"):
+            optimizer.step()
+        with pytest.raises(ParameterError, match="no parameters"):
+            isostep.paddle.SGD(0.5).plan()
+    finally:
+        paddle.disable_static()
+
+
+def bad_group(**settings: Any) -> Any:
+    return lambda p: isostep.paddle.AdamW(parameters=[{"params": p, **settings}])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (bad_group(beta1=1.5), "beta1=1.5"),
+        (bad_group(weight_decay=paddle.regularizer.L1Decay(0.5)), "weight_decay"),
+        (bad_group(learning_rate=[0.5]), "learning_rate"),
+        (lambda p: isostep.paddle.AdamW(parameters=p, weight_decay=float("nan")), "weight_decay"),
+        (lambda p: isostep.paddle.AdamW(parameters=p, apply_decay_param_fun=3), "decay_param_fun"),
+        (
+            lambda p: isostep.paddle.SGD(
+                parameters=p, grad_clip=paddle.nn.ClipGradByGlobalNorm(0.0)
+            ),
+            "global_norm",
+        ),
+    ],
+)
+def test_settings_are_checked_when_an_optimizer_is_made(make: Any, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        make(parameters("float32"))
 
 
 def test_averages_must_have_been_asked_for() -> None:

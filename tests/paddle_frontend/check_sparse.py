@@ -161,6 +161,18 @@ def test_empty_rows_are_a_step() -> None:
     assert optimizer.state_dict()["isostep"]["steps"][weight.name] == len(BATCHES) + 1
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("width", [3, 4])
+def test_rows_that_a_parameter_does_not_have_are_refused(width: int, lazy: bool) -> None:
+    weight, optimizer = trained(isostep.paddle, "Adam", True, lazy_mode=lazy)
+    other = paddle.nn.Embedding(9, width, sparse=True)
+    other(paddle.to_tensor([8 if width == 3 else 0])).sum().backward()
+    before = weight.numpy()
+    with pytest.raises(GradientError, match="rows"):
+        optimizer.apply_gradients([(weight, other.weight._grad_ivar())])
+    np.testing.assert_array_equal(before, weight.numpy())
+
+
 def test_a_gradient_of_another_shape_is_refused() -> None:
     weight, optimizer = trained(isostep.paddle, "AdamW", False)
     before = weight.numpy()

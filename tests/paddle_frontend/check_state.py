@@ -256,6 +256,87 @@ def test_parameters_that_a_state_lacks_begin_anew_with_a_warning() -> None:
     assert steps[names[1]] == 3
 
 
+def test_a_trained_optimizer_refuses_states_without_entries() -> None:
+    _, optimizer = trained(isostep.paddle, "AdamW", steps=3)
+    _, momentum = trained(isostep.paddle, "Momentum", steps=1)
+    for state in ({}, {"a": 1}, momentum.state_dict()):
+        refused(optimizer, state, "no entry of the state")
+    with pytest.raises(TypeError, match="dict"):
+        optimizer.set_state_dict(None)
+    fresh = isostep.paddle.AdamW(parameters=parameters())
+    fresh.set_state_dict({})  # what was saved before the first step
+
+
+def test_what_a_state_lacks_begins_anew_in_a_trained_optimizer() -> None:
+    params, optimizer = trained(isostep.paddle, "AdamW", steps=3, ema=0.5)
+    state = {k: v for k, v in optimizer.state_dict().items() if "average" not in k}
+    gone = {k: v for k, v in state.items() if not k.startswith(f"{params[0].name}_")}
+    with pytest.warns(UserWarning, match="begin anew"):
+        optimizer.set_state_dict(gone)
+    before = [p.numpy() for p in params]
+    take(optimizer, params, range(3, 4))
+    kept = optimizer._accumulators
+    assert kept["beta1_pow_acc"][params[0].name].item() == pytest.approx(0.9**2)
+    assert kept["beta1_pow_acc"][params[1].name].item() == pytest.approx(0.9**5)
+    expected = 0.5 * before[1] + 0.5 * params[1].numpy()
+    np.testing.assert_allclose(kept["average"][params[1].name].numpy(), expected)
+
+
+def test_frozen_parameters_keep_their_state() -> None:
+    _, saved = trained(isostep.paddle, "AdamW", steps=3)
+    with paddle.utils.unique_name.guard():
+        params = parameters()
+        params[0].stop_gradient = True
+        again = isostep.paddle.AdamW(parameters=params)
+    again.set_state_dict(saved.state_dict())
+    take(again, params, range(1))
+    params[0].stop_gradient = False
+    take(again, params, range(1, 2))
+    steps = again.state_dict()["isostep"]["steps"]
+    assert [steps[p.name] for p in params] == [4, 5, 5, 5]
+
+
+@pytest.mark.parametrize("classes", [paddle.optimizer, isostep.paddle], ids=["theirs", "ours"])
+def test_shifted_names_beside_frozen_parameters(classes: Any) -> None:
+    def build() -> list[Any]:
+        params = parameters()
+        params[0].stop_gradient = True
+        return params
+
+    with paddle.utils.unique_name.guard():
+        first = build()
+        one = classes.Momentum(0.125, parameters=first)
+        take(one, first, range(3))
+        state = one.state_dict()
+    with paddle.utils.unique_name.guard():
+        paddle.create_parameter([2], "float32")
+        second = build()
+        two = isostep.paddle.Momentum(0.125, parameters=second)
+        two.set_state_dict(state)
+    before, after = one._accumulators["velocity"], two._accumulators["velocity"]
+    for old, new in zip(first[1:], second[1:], strict=True):
+        np.testing.assert_array_equal(before[old.name].numpy(), after[new.name].numpy())
+
+
+def test_accumulators_may_be_replaced() -> None:
+    params, optimizer = trained(isostep.paddle, "Momentum", steps=2)
+    fresh = paddle.zeros_like(params[0])
+    optimizer._accumulators["velocity"][params[0].name] = fresh
+    take(optimizer, params, range(2, 3))
+    assert float(fresh.abs().max()) > 0
+
+
+def test_a_state_that_is_held_is_live() -> None:
+    """As Paddle's: moments and powers go on in it, and powers are believed before the count."""
+    params, optimizer = trained(isostep.paddle, "AdamW", steps=2)
+    state = optimizer.state_dict()
+    take(optimizer, params, range(2, 5))
+    with paddle.utils.unique_name.guard():
+        again = isostep.paddle.AdamW(parameters=parameters())
+    again.set_state_dict(state)
+    assert set(again.state_dict()["isostep"]["steps"].values()) == {5}
+
+
 # -- step counts -----------------------------------------------------------------------------------
 
 

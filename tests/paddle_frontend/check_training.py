@@ -221,6 +221,40 @@ def test_parameters_may_move_in_memory() -> None:
     assert apart(twins, params) == 0.0
 
 
+def test_a_dtype_that_changes_in_place_is_noticed() -> None:
+    for size in (8, 16, 32, 64):
+        layer = paddle.nn.Linear(size, size, bias_attr=False)
+        optimizer = isostep.paddle.SGD(0.5, parameters=layer.parameters())
+        layer.weight.grad = paddle.ones_like(layer.weight)
+        optimizer.step()
+        layer.weight.grad = None
+        layer.to(dtype="float16")
+        layer.to(dtype="float64")
+        before = layer.weight.numpy()
+        layer.weight.grad = paddle.ones_like(layer.weight)
+        optimizer.step()
+        np.testing.assert_allclose(before - layer.weight.numpy(), 0.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("found", [None, False])
+def test_steps_with_frozen_and_unused_parameters_are_usual(found: Any) -> None:
+    params = parameters("float32")
+    params[0].stop_gradient = True
+    optimizer = isostep.paddle.AdamW(0.125, parameters=params)
+    for k in range(3):
+        for p, g in zip(params[:3], gradients(k, "float32")[:3], strict=True):
+            p.grad = g
+        if found is not None:
+            optimizer._set_auxiliary_var("found_inf", paddle.to_tensor([found]))
+        if k:
+            some = params[1:3]
+            done, _ = optimizer._binding.usual_step(some, [p.grad for p in some])
+            assert done
+        else:
+            optimizer.step()
+    assert optimizer._binding.counts() == {p.name: 3 for p in params[1:3]}
+
+
 def test_a_copy_has_memory_of_its_own() -> None:
     import copy
 

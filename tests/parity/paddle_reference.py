@@ -78,6 +78,9 @@ def probes() -> dict[str, Array]:
         "takes-lr-ratio": np.array(_takes_lr_ratio()),
         "momentum-rescaled": _moved("Momentum", rescale_grad=0.5),
         "groups-clipped": _moved("SGD", grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)),
+        "tensor-betas": _moved(
+            "Adam", beta1=paddle.to_tensor([0.5]), beta2=paddle.to_tensor([0.75]), epsilon=0.0
+        ),
         "sparse-adam": _moved("Adam", sparse=True, beta1=0.75, beta2=0.9375, epsilon=0.0),
     }
 

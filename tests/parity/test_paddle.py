@@ -91,6 +91,12 @@ def test_adamw_refuses_lr_ratio_on_the_cpu(theirs: Reference):
     assert not theirs["probe", "takes-lr-ratio"]
 
 
+@QUIRKS.shown("paddle-tensor-betas-start-at-defaults")
+def test_powers_of_tensors_begin_at_the_defaults(theirs: Reference):
+    expected = np.sqrt(1 - 0.999) / (1 - 0.9) * (1 - 0.5) / np.sqrt(1 - 0.75)
+    np.testing.assert_allclose(theirs["probe", "tensor-betas"], expected, rtol=1e-4)
+
+
 @QUIRKS.shown("paddle-sparse-adam-counts-ahead")
 def test_the_sparse_adam_is_a_step_ahead(theirs: Reference):
     """At its first step, for any gradient, with 1 - beta^2 in the place of 1 - beta."""
