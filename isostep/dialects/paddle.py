@@ -173,7 +173,7 @@ DIALECT = Dialect(
         "multiplies everywhere, after clipping and before decay",
         "paddle-lr-ratio-on-gpu-only: on the CPU AdamW refuses lr_ratio; isostep scales the whole "
         "step by it everywhere, as the GPU kernel does",
-        "paddle-tensor-betas-start-at-defaults: with betas that are tensors Paddle's powers begin at "
+        "paddle-tensor-betas-start-at-defaults: with tensors for betas Paddle's powers begin at "
         "0.9 and 0.999, whatever the betas are; isostep's at the betas",
         "paddle-sparse-adam-counts-ahead: on the CPU the kernel for sparse gradients corrects the "
         "bias with the powers of the step after; isostep with those of the step",
