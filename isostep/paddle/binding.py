@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from isostep.rules import Rule
 from isostep.stepper import DTYPES, Stepper
 
 _shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
-_frozen = operator.attrgetter("stop_gradient")
 _is_dense, _is_contiguous = paddle.Tensor.is_dense, paddle.Tensor.is_contiguous
 _NAMES = {getattr(paddle, name): name for name in DTYPES}
 
@@ -73,7 +71,7 @@ class Binding:
     def _watch(self) -> None:
         """Remember where everything lies, and what it is."""
         optimizer = self._optimizer
-        self._tensors = [*self._params, *self._slots.tensors, *self._powers.tensors]
+        self._tensors = [*self._params, *self._slots.tensors]
         self._where = addresses(self._tensors)
         self._shapes = list(map(_shape, self._params))
         self._kinds = list(map(_dtype, self._params))
@@ -85,12 +83,11 @@ class Binding:
         self._grad_dtypes: tuple[str | None, ...] | None = None
 
     def stale(self) -> bool:
-        """Whether a parameter or an accumulator lies elsewhere than before, is another tensor, or
-        has another shape or dtype in what may be the same place."""
+        """Whether a parameter or an accumulator lies elsewhere than before or is another tensor, or
+        a parameter has another dtype in what may be the same place."""
         return (
             not np.array_equal(addresses(self._tensors), self._where)
             or list(map(_dtype, self._params)) != self._kinds
-            or list(map(_shape, self._params)) != self._shapes
             or not all(
                 len(now) == len(before) and all(map(operator.is_, now.values(), before))
                 for now, before in self._kept
@@ -111,6 +108,7 @@ class Binding:
             ParameterError: a parameter cannot be stepped.
         """
         _check_gradients(pairs)
+        self._check_shapes(pairs)
         self._take(pairs, owners)
         self._refresh()
         try:
@@ -144,8 +142,6 @@ class Binding:
         return (
             len(params) == len(self._params)
             and all(map(operator.is_, params, self._params))
-            and all(map(operator.is_not, grads, repeat(None)))
-            and not any(map(_frozen, params))
             and all(map(_is_dense, grads))
             and all(map(_is_contiguous, grads))
             and list(map(_shape, grads)) == self._shapes
@@ -209,6 +205,16 @@ class Binding:
         self._slots.fresh = set()
         self._powers = Powers(self._optimizer, self._params, self._values())
         self._watch()
+
+    def _check_shapes(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        """Refuse parameters that have another shape than when they were taken in."""
+        for param, _ in pairs:
+            place = self._places.get(id(param))
+            if place is not None and param.shape != self._shapes[place]:
+                raise ParameterError(
+                    f"parameter {param.name!r} had shape {self._shapes[place]} and now has "
+                    f"{param.shape}: make a new optimizer for it"
+                )
 
     def _check_names(self, params: Sequence[Any]) -> None:
         """Refuse two parameters of one name, which would share accumulators."""

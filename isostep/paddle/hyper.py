@@ -8,6 +8,7 @@ each parameter (`optimize_attr`, `regularizer`, `need_clip`), and functions of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from paddle.nn import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
@@ -50,8 +51,11 @@ class Hyperparameters:
             self.settings(),
             list(owners),
             scales,
-            [_reading(getattr(p, "regularizer", None)) for p in params],
-            [getattr(p, "need_clip", True) for p in params],
+            [
+                own if own is None else _reading(own)
+                for own in _attributes(params, "regularizer", None)
+            ],
+            _attributes(params, "need_clip", True),
             None if ratio is None else [_ratio(ratio(p), p) for p in params],
             None if chosen is None else [bool(chosen(p.name)) for p in params],
         ]
@@ -199,13 +203,17 @@ def _reading(regularizer: Any) -> Any:
     return regularizer if coefficient is None else coefficient
 
 
+def _attributes(params: Sequence[Any], name: str, default: Any) -> list[Any]:
+    try:
+        return list(map(attrgetter(name), params))
+    except AttributeError:  # tensors that are not made as parameters
+        return [getattr(p, name, default) for p in params]
+
+
 def _scales(params: Sequence[Any]) -> list[float]:
     """The factor on the learning rate of each parameter."""
-    try:
-        found = [p.optimize_attr["learning_rate"] for p in params]
-    except (AttributeError, KeyError, TypeError):  # tensors that are not made as parameters
-        attributes = [getattr(p, "optimize_attr", None) or {} for p in params]
-        found = [a.get("learning_rate", 1.0) for a in attributes]
+    attributes = _attributes(params, "optimize_attr", None)
+    found = [(a or {}).get("learning_rate", 1.0) for a in attributes]
     return [
         scale if type(scale) is float else float(_plain("learning_rate of a parameter", scale))
         for scale in found

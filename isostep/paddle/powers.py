@@ -65,7 +65,6 @@ class Powers:
         for k, param in enumerate(params):
             for name, tensor in powers(optimizer, param).items():
                 found.setdefault(dtype_name(tensor.dtype), []).append((k, name, tensor))
-        self.tensors = [tensor for held in found.values() for _, _, tensor in held]
         self._parts = [_Part(dtype, held) for dtype, held in found.items()]
         self.set_betas(values)
 
@@ -104,7 +103,8 @@ class _Part:
         self.betas = np.zeros(len(held))
         self.values = np.zeros(len(held), dtype=dtype)
         self.known = np.full(len(held), np.nan, dtype=dtype)  # nothing yet
-        self._where = addresses([tensor for _, _, tensor in held])
+        self._tensors = [tensor for _, _, tensor in held]  # their memory must stay
+        self._where = addresses(self._tensors)
         tables = [self._where.ctypes.data, self.values.ctypes.data]
         self._context = np.array(tables, dtype=np.int64)
         self._bounds = np.array([[0, len(held)]], dtype=np.int64)
