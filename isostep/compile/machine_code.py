@@ -69,6 +69,14 @@ def _build(source: str) -> Kernel:
     return Kernel(source, addresses, compiled)
 
 
+def assemble(text: str, function: str) -> int:
+    """The address of a function that is written in LLVM's own language."""
+    with _lock:
+        module = llvm.parse_assembly(text)
+        module.verify()
+        return _load(_target().emit_object(module)).get_function_address(function)
+
+
 @functools.cache
 def _environment() -> str:
     """Everything besides the source that decides what machine code comes out."""

@@ -5,6 +5,9 @@ milliseconds where `import numba` costs hundreds, and calling its `parallel_for`
 microseconds. OpenMP is taken first: it is safe with several Python threads. The fallback, Numba's
 work queue, is not, and is entered by one thread at a time. A forked child runs serially, since
 OpenMP cannot be used after a fork.
+
+Where a framework has an OpenMP runtime of its own, kernels can be launched on the threads of that
+one instead (`share`).
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep.engines import openmp
+
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _forked = False
+_team: openmp.Team | None = None
 
 
 def _after_fork() -> None:
@@ -77,6 +83,17 @@ def thread_count() -> int:
     return _limit() if threads_of_numba is None else min(_limit(), threads_of_numba())
 
 
+def share(library: Path) -> None:
+    """Launch kernels on the threads of this OpenMP runtime from now on, if it can be used.
+
+    Args:
+        library: that a framework runs its own parallel code on.
+    """
+    global _team
+    with contextlib.suppress(OSError, AttributeError):
+        _team = openmp.Team(library)
+
+
 @functools.cache
 def _pool() -> _Pool | None:
     spec = importlib.util.find_spec("numba")
@@ -110,6 +127,9 @@ def run(address: int, bounds: NDArray[np.int64], context: int) -> None:
         context: the address passed on to the kernel.
     """
     items = len(bounds)
+    if _team is not None and items > 1 and not _forked:
+        _team.run(address, bounds, context)
+        return
     first = ctypes.c_void_p(bounds.ctypes.data)
     pool = _pool() if items > 1 and not _forked else None
     if pool is None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
 from isostep import dialects
+from isostep.engines import threads
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError, ParameterError
@@ -30,6 +32,10 @@ from isostep.stepper import DTYPES, Stepper
 _shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 _is_dense, _is_contiguous = paddle.Tensor.is_dense, paddle.Tensor.is_contiguous
 _NAMES = {getattr(paddle, name): name for name in DTYPES}
+
+
+# Beside Paddle's own threads, which spin on after a backward pass, others would have to wait.
+threads.share(Path(paddle.__file__).parent / "libs" / "libiomp5.so")
 
 
 class Binding:

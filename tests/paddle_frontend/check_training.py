@@ -279,3 +279,26 @@ def test_a_step_holds_no_gradient() -> None:
     optimizer = isostep.paddle.SGD(0.5, parameters=params)
     take(optimizer, params, range(1), "float32")
     assert optimizer._binding._held == []
+
+
+def test_kernels_run_on_paddles_own_threads() -> None:
+    """On a machine where Paddle brings an OpenMP runtime along."""
+    from isostep.engines import threads
+
+    library = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+    assert (threads._team is not None) == library.exists()
+    if threads._team is None or threads.thread_count() < 2:
+        return
+    wide = paddle.create_parameter([1024, 1024], "float32")
+    twin = paddle.create_parameter([1024, 1024], "float32")
+    twin.set_value(wide)
+    wide.grad = twin.grad = paddle.randn([1024, 1024])
+    one = isostep.paddle.AdamW(0.125, parameters=[wide])
+    two = isostep.paddle.AdamW(0.125, parameters=[twin])
+    one.step()
+    team, threads._team = threads._team, None
+    try:
+        two.step()
+    finally:
+        threads._team = team
+    assert apart([twin], [wide]) == 0.0
