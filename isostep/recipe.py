@@ -85,6 +85,19 @@ class EMA:
         )
 
 
+def as_ema(given: EMA | float | None, start: Literal["initial", "first_update"]) -> EMA | None:
+    """An average as users may give it: as it is, or its momentum, or none.
+
+    Args:
+        given: what the user gave.
+        start: where an average starts that is given by its momentum.
+
+    Raises:
+        HyperparameterError: the momentum is out of range.
+    """
+    return given if given is None or isinstance(given, EMA) else EMA(momentum=given, start=start)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The static side of one step: a rule and the options that decide which code runs.

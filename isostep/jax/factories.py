@@ -17,7 +17,7 @@ from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
 from isostep.jax.native import ENGINES, Engine
 from isostep.jax.optimizer import Made, Optimizer
-from isostep.recipe import EMA, Clip
+from isostep.recipe import EMA, Clip, as_ema
 from isostep.stepper import Options
 
 DTYPES = {
@@ -86,8 +86,7 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
         own = [
             spelling.changed(rule, values, _traceable(g.hyperparameters, spelling)) for g in made
         ]
-        if isinstance(ema, float | int):
-            ema = EMA(float(ema), start=spoken.averaging.start)
+        ema = as_ema(ema, spoken.averaging.start)
         options = Options(
             clip=clip,
             ema=ema,

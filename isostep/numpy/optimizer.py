@@ -26,7 +26,7 @@ from isostep.names import flatten
 from isostep.numpy.gradients import Gradients
 from isostep.numpy.params import checked_params
 from isostep.plan import Plan
-from isostep.recipe import EMA, NONFINITE, Clip
+from isostep.recipe import EMA, NONFINITE, Clip, as_ema
 from isostep.report import Report
 from isostep.rules.base import Rule, is_on
 from isostep.stepper import DTYPES, Engine, HyperGroup, Options, Stepper
@@ -106,8 +106,7 @@ class Optimizer:
                 f"clip={clip!r} is not a Clip: write Clip(global_norm=...), Clip(norm=...) or "
                 f"Clip(value=...)"
             )
-        if ema is not None and not isinstance(ema, EMA):
-            ema = EMA(momentum=ema, start=self._dialect.averaging.start)
+        ema = as_ema(ema, self._dialect.averaging.start)
         options = Options(
             clip=clip,
             ema=ema,

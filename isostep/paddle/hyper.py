@@ -62,9 +62,8 @@ class Hyperparameters:
 
     def settings(self) -> list[dict[str, Any]]:
         """Hyperparameters, decay and clip of each parameter group."""
-        groups = self._optimizer._param_groups
-        grouped = bool(groups) and isinstance(groups[0], dict)
-        return [self._setting(group) for group in (groups if grouped else [{}])]
+        groups = self._optimizer._param_groups if self._optimizer.grouped else [{}]
+        return [self._setting(group) for group in groups]
 
     def _setting(self, group: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = self._optimizer

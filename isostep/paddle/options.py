@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from isostep import dialects
 from isostep.errors import HyperparameterError
-from isostep.recipe import EMA, NONFINITE
+from isostep.recipe import EMA, NONFINITE, as_ema
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "nonfinite": NONFINITE,
@@ -39,11 +39,8 @@ class Extras:
 
 def checked(extras: dict[str, Any]) -> Extras:
     """The extras, or an error that says what is wrong."""
-    ema = extras.get("ema")
-    if ema is not None and not isinstance(ema, EMA):
-        start = dialects.get("paddle").averaging.start
-        extras = extras | {"ema": EMA(momentum=ema, start=start)}
-    made = Extras(**extras)
+    ema = as_ema(extras.get("ema"), dialects.get("paddle").averaging.start)
+    made = Extras(**{**extras, "ema": ema})
     for name, allowed in _CHOICES.items():
         value = getattr(made, name)
         if value not in allowed:

@@ -3,9 +3,10 @@ what a state must hold."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from isostep import dialects
+from isostep import dialects, rules
 from isostep.errors import ParameterError
 from isostep.functional import stand_in
 from isostep.paddle.accumulators import unkept
@@ -13,7 +14,7 @@ from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.tensors import dtype_name
 from isostep.plan import Plan
 from isostep.rules import Rule
-from isostep.stepper import Stepper
+from isostep.stepper import Engine, Stepper
 
 
 def dry(optimizer: Any, rule: Rule, frozen: bool = False) -> Stepper:
@@ -32,17 +33,37 @@ def dry(optimizer: Any, rule: Rule, frozen: bool = False) -> Stepper:
         raise ParameterError("the optimizer has no parameters that can be stepped")
     hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
     raw = hyper.raw(params, optimizer.owners([(p, None) for p in params]))
-    groups, membership, factors = hyper.groups(raw)
     rate = float(optimizer.get_lr())
+    return of_stand_ins(optimizer, hyper, raw, params, lambda factor: rate * factor)
+
+
+def of_stand_ins(
+    optimizer: Any,
+    hyper: Hyperparameters,
+    raw: list[Any],
+    params: Sequence[Any],
+    rate: Callable[[float], Any],
+    engine: Engine | None = None,
+) -> Stepper:
+    """A stepper of what has shape and dtype and no memory.
+
+    Args:
+        optimizer, hyper: whose settings they are.
+        raw: what is set now for these parameters.
+        params: the parameters.
+        rate: the learning rate times a factor.
+        engine: what runs a step; default: what the optimizer was asked for.
+    """
+    groups, membership, factors = hyper.groups(raw)
     for group, factor in zip(groups, factors, strict=True):
-        group.values["lr"] = rate * factor
+        group.values["lr"] = rate(factor)
     made = Stepper(
-        rule,
+        rules.get(optimizer.rule),
         dialects.get("paddle"),
         optimizer.spelling,
         groups,
         optimizer.options(),
-        optimizer.engine,
+        engine or optimizer.engine,
         unkept,
     )
     for param, group in zip(params, membership, strict=True):

@@ -16,16 +16,16 @@ import paddle
 from isostep import dialects
 from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError, HyperparameterError
-from isostep.functional import FunctionalStep, stand_in
+from isostep.functional import FunctionalStep
 from isostep.paddle import accumulators
-from isostep.paddle.accumulators import Slots, unkept
+from isostep.paddle.accumulators import Slots
 from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.namespace import PaddleNamespace, Value, bare
+from isostep.paddle.planning import of_stand_ins
 from isostep.paddle.powers import POWERS, powers
 from isostep.paddle.tensors import dtype_name
 from isostep.report import SUMS, Report
 from isostep.rules import Rule
-from isostep.stepper import Stepper
 
 XP = PaddleNamespace()
 COUNT = "isostep_step"
@@ -54,25 +54,13 @@ class ArrayStep:
         raw = hyper.raw(params, owners)
         if hyper.foreign(raw):
             pairs = optimizer.prepared(pairs, hyper)
-        groups, membership, factors = hyper.groups(raw)
         rate = optimizer.rate()
-        for group, factor in zip(groups, factors, strict=True):
-            group.values["lr"] = _times(rate, factor)
+        self.stepper = of_stand_ins(
+            optimizer, hyper, raw, params, lambda factor: _times(rate, factor), "array"
+        )
         self._params = {p.name: p for p in params}
         self._given = {k: Value(_dense(g, p)) for k, (p, g) in enumerate(pairs)}
-        self.stepper = Stepper(
-            rule,
-            dialects.get("paddle"),
-            optimizer.spelling,
-            groups,
-            optimizer.options(),
-            "array",
-            unkept,
-        )
         self._slots = Slots(optimizer, self._params, optimizer.spelling.slots)
-        for param, group in zip(params, membership, strict=True):
-            own = stand_in(tuple(param.shape), dtype_name(param.dtype))
-            self.stepper.add(param.name, own, group, own=own)
         self._group_of = {leaf.name: leaf.group for leaf in self.stepper.leaves}
         self._function = FunctionalStep(self.stepper, XP, "float64")
 

@@ -165,9 +165,11 @@ class Binding:
         try:
             dtypes = self._grads.collect(grads, self._weight_decay)
             before = self.stepper.iteration
-            report = self.stepper.step(dtypes, self._bind, loss_scale, rows)
-            if self.stepper.iteration != before:
-                self._finish()
+            try:
+                report = self.stepper.step(dtypes, self._bind, loss_scale, rows)
+            finally:  # also where an interrupt has waited for the step
+                if self.stepper.iteration != before:
+                    self._finish()
         finally:
             self._grads.release()
             if self._rows is not None:

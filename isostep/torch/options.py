@@ -13,7 +13,7 @@ from isostep import dialects
 from isostep.dialects.base import Dialect
 from isostep.errors import HyperparameterError, ParameterError, UnknownNameError, nearest
 from isostep.groups import Group, as_groups, assign
-from isostep.recipe import EMA, NONFINITE, Clip
+from isostep.recipe import EMA, NONFINITE, Clip, as_ema
 from isostep.torch.tensors import TORCH_DTYPES
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -94,10 +94,8 @@ def checked(extras: dict[str, Any]) -> Extras:
             f"clip={clip!r} is not a Clip: write Clip(global_norm=...), Clip(norm=...) or "
             f"Clip(value=...)"
         )
-    if ema is not None and not isinstance(ema, EMA):
-        start = dialects.get(extras.get("dialect", "torch")).averaging.start
-        extras = extras | {"ema": EMA(momentum=ema, start=start)}
-    made = Extras(**extras)
+    start = dialects.get(extras.get("dialect", "torch")).averaging.start
+    made = Extras(**{**extras, "ema": as_ema(ema, start)})
     for name, allowed in _CHOICES.items():
         value = getattr(made, name)
         if value not in allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -283,3 +284,22 @@ class TestParametersThatMove:
                 for p in params:
                     p.fill_(0.5)
         twins.run(2)
+
+
+def test_an_interrupt_leaves_steps_and_slots_together(monkeypatch: pytest.MonkeyPatch):
+    from isostep import stepper
+
+    p = torch.ones(4, requires_grad=True)
+    optimizer = AdamW([p])
+    p.grad = torch.ones(4)
+    execute = stepper.execute
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return execute(*arguments)
+
+    monkeypatch.setattr(stepper, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert optimizer.state[p]["exp_avg"].abs().min() > 0
+    assert optimizer.state[p]["step"] == 1
