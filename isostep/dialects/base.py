@@ -239,6 +239,8 @@ class Dialect:
         steps_per: what has a step count of its own: each `"parameter"`, or the `"optimizer"`.
         other_arguments: arguments of the framework's classes that are not hyperparameters of a
             rule; front-ends read them.
+        extension_points: methods of the framework's classes that its own step calls, which users
+            may override, and which the fused step replaces.
         quirks: `"name: what happens"`, for all rules.
     """
 
@@ -251,6 +253,7 @@ class Dialect:
     inf_norm_is_nan: tuple[ClipKind, ...] = ()
     absent: Mapping[str, str] = field(default_factory=_nothing)
     other_arguments: tuple[str, ...] = ()
+    extension_points: tuple[str, ...] = ()
     quirks: tuple[str, ...] = ()
 
     def spelling(self, name: str | Rule) -> Spelling:
