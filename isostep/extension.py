@@ -14,7 +14,7 @@ from isostep.errors import HyperparameterError
 
 
 def drop_in_of(cls: type) -> type:
-    """The drop-in class of isostep that a class is, or derives from: the one that names its rule."""
+    """The drop-in class that a class is or derives from: the one that names its rule."""
     return next(c for c in cls.__mro__ if "rule" in vars(c))
 
 

@@ -211,15 +211,18 @@ class FunctionalStep:
     ) -> dict[str, Any]:
         made, xp, (group, parameter, count) = self.stepper, self._xp, kind
         dtype = self._count_dtype or arithmetic(parameter)
-        given = {
-            k: v(iteration) if callable(v) else v for k, v in made.groups[group].values.items()
-        }
-        h = SimpleNamespace(**{k: _number(xp, v, dtype) for k, v in given.items()})
+
+        def read(value: Any) -> Any:
+            return _number(xp, value(iteration) if callable(value) else value, dtype)
+
+        h = SimpleNamespace(**{k: read(v) for k, v in made.groups[group].values.items()})
         for name in made.spelling.none_is_machine_epsilon:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(parameter))
         if h.lr is None:
             h.lr = xp.cast(lr, dtype)
+        if made.groups[group].lr_ratio != 1.0:
+            h.lr = h.lr * read(made.groups[group].lr_ratio)
         done = xp.cast(iteration, dtype) + 1.0
         return recipes.coefficients(
             TracedScalars(xp, dtype),
@@ -233,6 +236,7 @@ class FunctionalStep:
             decay=made.decay_of(made.groups[group]),
             decay_times_lr=made.spelling.decay_times_lr,
             loss_scale=loss_scale,
+            read=read,
         )
 
 

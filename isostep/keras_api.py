@@ -6,26 +6,54 @@ saving stay the framework's own; this adds isostep's options and reads the frame
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from isostep import dialects, rules
+from isostep import dialects, extension, rules
 from isostep.engines.leaf import Leaf
-from isostep.errors import HyperparameterError
+from isostep.errors import HyperparameterError, StateError
 from isostep.functional import stand_in
 from isostep.groups import Group, as_groups, assign
 from isostep.plan import Plan
+from isostep.rates import group_values
 from isostep.recipe import EMA, Clip
 from isostep.report import SUMS, Report
-from isostep.stepper import Engine, HyperGroup, Options, Stepper
+from isostep.stepper import Engine, HyperGroup, Options, Stepper, as_dtype
 
 NONFINITE = ("propagate", "skip")
 EXTRAS: dict[str, Any] = {"groups": (), "nonfinite": "propagate", "report": False}
 """The keyword-only arguments that isostep adds, with their defaults."""
+
+PLAIN = (bool, int, float, str, np.generic, np.ndarray, type(None))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a hyperparameter is a value, and not something that gives one at each step."""
+    return isinstance(value, PLAIN)
+
+
+def live(value: Any) -> Any:
+    """A hyperparameter as a rule takes it: variables and tensors are read at each step."""
+    return value if is_plain(value) or callable(value) else lambda step: value
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal to what holds the same object: variables compare by element."""
+
+    held: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.held is other.held
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
 
 SETTINGS = (
     "clipnorm",
@@ -60,7 +88,9 @@ def drop_in(keras_class: Any, name: str, *before: type, doc: str = "", **extras:
         All arguments of {name}.{called}: as there.
         weight_decay: also a schedule, a callable of the iteration.
         groups: `isostep.Group(pattern, **hyperparameters)` over the names of variables: over
-            `variable.path` in Keras 3, over `variable.name` in tf_keras.
+            `variable.path` in Keras 3, over `variable.name` in tf_keras. `lr_ratio` is a factor on
+            the optimizer's learning rate; a number as `learning_rate` under a schedule is the rate
+            at its start.
         nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes
             nothing but the iteration count.
         report: measure norms and non-finite counts in each step; see `report`.
@@ -95,16 +125,43 @@ SLOTS["AdamW"] = SLOTS["Adam"]
 """By rule and slot: the list that `build` makes, one variable for each of the model's."""
 
 
+class Absent:
+    """A variable that the framework keeps and the fused step has no use for.
+
+    It has its place in saved states, so that these are the framework's own: zeros when saved, and
+    nothing is taken from it when loaded. It has no memory.
+
+    Args:
+        shape, dtype: of the framework's variable.
+        name: its name.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: str, name: str) -> None:
+        self.shape, self.dtype, self.name = tuple(shape), dtype, name
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """What is saved of it."""
+        return np.zeros(self.shape, as_dtype(self.dtype))
+
+    def assign(self, value: Any) -> None:
+        """Take nothing."""
+
+
 @dataclass
 class Extras:
     """What isostep keeps in an optimizer of Keras.
 
     Args:
         groups, nonfinite, report: the arguments of these names.
-        names, paths: patterns and full names of the variables that do not decay.
+        names, paths: patterns and full names of the variables that do not decay, for the
+            configuration.
+        restored: full names of those, from a configuration: there are no variables in it.
         titles: of the groups that the statistics are about.
         statistics: the variable that steps write what they measure to.
+        absent: what the framework would keep and isostep does not, each behind the variable that
+            the framework makes before it.
         storing: the optimizer is being saved or loaded.
+        waiting: a state that was loaded before there were variables for it.
     """
 
     groups: tuple[Group, ...]
@@ -112,9 +169,12 @@ class Extras:
     report: bool
     names: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
     titles: tuple[str, ...] = ()
     statistics: Any = None
+    absent: list[tuple[Any, Absent]] = field(default_factory=list[tuple[Any, "Absent"]])
     storing: bool = False
+    waiting: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.nonfinite not in NONFINITE:
@@ -143,6 +203,8 @@ class FusedOptimizer(Framework):
         extras = Extras(**{name: kwargs.pop(name, default) for name, default in EXTRAS.items()})
         super().__init__(*args, **kwargs)
         self._extras = extras
+        if self.overridden:
+            self.refuse_extras(f"with {', '.join(self.overridden)} overridden")
 
     # -- what a front-end says -------------------------------------------------------------------
 
@@ -162,6 +224,10 @@ class FusedOptimizer(Framework):
     def engine(self) -> Engine:
         """What runs a step."""
         return "array"
+
+    def concretely(self) -> AbstractContextManager[Any]:
+        """A context in which schedules give numbers, also while a step is traced."""
+        raise NotImplementedError
 
     def serialize_schedule(self, schedule: Any) -> Any:
         """A schedule as plain data."""
@@ -186,8 +252,9 @@ class FusedOptimizer(Framework):
         """
         rule = rules.get(self.rule)
         spelling = dialects.get(self.dialect).spelling(rule)
-        given = {a: getattr(self, a) for a in spelling.arguments if a != "learning_rate"}
-        default = spelling.resolve(rule, {"learning_rate": 1.0, **given})
+        given = {a: live(getattr(self, a)) for a in spelling.arguments if a != "learning_rate"}
+        rate = self._learning_rate if callable(self._learning_rate) else 1.0
+        default = spelling.resolve(rule, {"learning_rate": rate, **given})
         places = assign([self.name_of(v) for v in variables], self._extras.groups)
         own: list[dict[str, Any]] = [{}, *(dict(g.hyperparameters) for g in self._extras.groups)]
         found: dict[tuple[int, bool], int] = {}
@@ -198,16 +265,16 @@ class FusedOptimizer(Framework):
             key = (place + 1, decays)
             if key not in found:
                 found[key] = len(groups)
-                changed = own[key[0]]
-                values = spelling.changed(rule, default, changed)
-                if not changed.keys() & {"learning_rate", "lr"}:
+                changed = {k: live(v) for k, v in own[key[0]].items()}
+                values, ratio = group_values(spelling, rule, default, changed, self.concretely)
+                if values["lr"] is default["lr"] or not changed.keys() & {"learning_rate", "lr"}:
                     values["lr"] = None
                 if not decays:
                     values["weight_decay"] = 0.0
                 title = (
                     ", ".join(self._extras.groups[place].patterns) if place >= 0 else "(default)"
                 )
-                groups.append(HyperGroup(title + ("" if decays else ", no decay"), values))
+                groups.append(HyperGroup(title + ("" if decays else ", no decay"), values, ratio))
             membership.append(found[key])
         return groups, membership
 
@@ -216,7 +283,7 @@ class FusedOptimizer(Framework):
         ema = None
         if self.use_ema:
             start = dialects.get(self.dialect).averaging.start
-            ema = EMA(self.ema_momentum, self.ema_overwrite_frequency or None, start)
+            ema = EMA(live(self.ema_momentum), self.ema_overwrite_frequency or None, start)
         return Options(
             clip=self._clip(),
             ema=ema,
@@ -229,9 +296,9 @@ class FusedOptimizer(Framework):
         """What bounds gradients; of several the first in Keras' order acts."""
         order = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
         for kind, argument in order.items():
-            bound = getattr(self, argument)
-            if bound and bound > 0:
-                return Clip(**{kind: float(bound)})
+            bound = live(getattr(self, argument))
+            if callable(bound) or (bound and bound > 0):
+                return Clip(**{kind: bound})
         return None
 
     def stepper(self, engine: Engine, arrays: Any = None, allocate: Any = None) -> Stepper:
@@ -261,7 +328,8 @@ class FusedOptimizer(Framework):
     def settings(self) -> tuple[Any, ...]:
         """What decides about steps and can be set at any time: a step looks whether it has."""
         names = (*dialects.get(self.dialect).spelling(self.rule).arguments, *SETTINGS)
-        return tuple(getattr(self, name) for name in names if name != "learning_rate")
+        found = (getattr(self, name) for name in names if name != "learning_rate")
+        return tuple(value if is_plain(value) else _Same(value) for value in found)
 
     def kept(self, leaf: Leaf, name: str) -> Any:
         """The variable that holds slot `name`, or `average`, of a leaf.
@@ -321,6 +389,12 @@ class FusedOptimizer(Framework):
         """The variable that a step writes what it measures to."""
         return self._extras.statistics
 
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """The methods of Keras' step that a subclass has replaced. If there are any, the step and
+        the variables are Keras' own."""
+        return extension.overridden(self, dialects.get(self.dialect).extension_points)
+
     def refuse_extras(self, where: str) -> None:
         """Raise if something is asked for that Keras' own step, one variable at a time, lacks.
 
@@ -330,11 +404,8 @@ class FusedOptimizer(Framework):
         given = {name: getattr(self._extras, name) for name in EXTRAS}
         used = [name for name, default in EXTRAS.items() if given[name] != default]
         used += ["weight_decay as a schedule"] * callable(self.weight_decay)
-        if used:
-            raise HyperparameterError(
-                f"{', '.join(used)}: not possible {where}, where variables are stepped one at a "
-                f"time; leave it out"
-            )
+        why = f"{where}, where variables are stepped one at a time"
+        extension.refuse(used, why, "leave it out")
 
     def add_statistics(self) -> None:
         """Make the variable that steps write what they measure to."""
@@ -348,28 +419,82 @@ class FusedOptimizer(Framework):
 
     # -- saving ----------------------------------------------------------------------------------
 
+    def add_absent(self, reference: Any, name: str) -> Absent:
+        """Leave the place of a variable of the framework's, of the shape of one of the model's.
+
+        Args:
+            reference: the model's variable.
+            name: what the framework calls it.
+        """
+        made = Absent(reference.shape, self.dtype_of(reference), name)
+        self._extras.absent.append((super().variables[-1], made))
+        return made
+
     @property
     def variables(self) -> Any:
-        """The optimizer's variables. Statistics are not among those that are saved, so that a
+        """The optimizer's variables; while it is saved or loaded those that the framework's own
+        class has, so that each can load the other's state. Statistics are none of them, so that a
         state can be loaded with `report` on or off."""
         found: Any = super().variables
-        hidden = self._extras.statistics if self._extras.storing else None
-        return found if hidden is None else type(found)(v for v in found if v is not hidden)
+        return type(found)(self._saved(found)) if self._extras.storing else found
 
-    def save_own_variables(self, store: Any) -> None:
-        """Put the state into a store of Keras."""
-        self._without_statistics(super().save_own_variables, store)
+    def _saved(self, variables: Any) -> list[Any]:
+        """The variables as the framework has them."""
+        extras = self._extras
+        found: list[Any] = []
+        for variable in variables:
+            if variable is not extras.statistics:
+                found.append(variable)
+                found += [gone for before, gone in extras.absent if before is variable]
+        return found
 
-    def load_own_variables(self, store: Any) -> None:
-        """Take the state from a store of Keras."""
-        self._without_statistics(super().load_own_variables, store)
-
-    def _without_statistics(self, act: Callable[[Any], None], store: Any) -> None:
+    @contextlib.contextmanager
+    def _storing(self) -> Generator[Any]:
+        """The optimizer's variables are those of a saved state inside this context."""
         self._extras.storing = True
         try:
-            act(store)
+            yield self.variables
         finally:
             self._extras.storing = False
+
+    def save_own_variables(self, store: Any) -> None:
+        """Put the state into a store of Keras, as the framework's own class does."""
+        with self._storing():
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take the state from a store of Keras that this class or the framework's own has filled.
+
+        Where the optimizer has no variables yet, it takes the state when it makes them.
+
+        Raises:
+            StateError: the state is of another optimizer or of other variables; nothing was
+                changed.
+        """
+        values = tuple(np.asarray(store[str(place)]) for place in range(len(store.keys())))
+        with self._storing() as variables:
+            if not self.built and len(values) > len(variables):
+                self._extras.waiting = values
+            else:
+                self._take(variables, values)
+
+    def take_waiting(self) -> None:
+        """Take the state that was loaded before there were variables for it, if one was."""
+        values, self._extras.waiting = self._extras.waiting, None
+        if values is not None:
+            with self._storing() as variables:
+                self._take(variables, values)
+
+    def _take(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        why = _mismatch(variables, values)
+        if why:
+            raise StateError(
+                f"the saved state is not one of {self.name!r}: {why}. Nothing was changed. Load it "
+                f"into an optimizer of the class and options that it was saved from, for the same "
+                f"variables; or load the weights before compiling with a new optimizer"
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -386,9 +511,10 @@ class FusedOptimizer(Framework):
         super().exclude_from_weight_decay(var_list, var_names)
         self._extras.names = tuple(var_names or ())
         self._extras.paths = tuple(self.name_of(v) for v in var_list or ())
+        self._extras.restored = ()
 
     def _use_weight_decay(self, variable: Any) -> bool:
-        if self.name_of(variable) in self._extras.paths:
+        if self.name_of(variable) in self._extras.restored:
             return False
         return bool(super()._use_weight_decay(variable))
 
@@ -429,5 +555,18 @@ class FusedOptimizer(Framework):
         made: Any = super().from_config(config, custom_objects)
         if names or paths:
             made.exclude_from_weight_decay(var_names=names)
-            made._extras.paths = tuple(paths)
+            made._extras.paths = made._extras.restored = tuple(paths)
         return made
+
+
+def _mismatch(variables: Sequence[Any], values: Sequence[Any]) -> str:
+    """Why saved values are not those of these variables; empty if they are."""
+    if len(values) != len(variables):
+        return f"it has {len(values)} variables, and this optimizer {len(variables)}"
+    for place, (variable, value) in enumerate(zip(variables, values, strict=True)):
+        if tuple(variable.shape) != value.shape:
+            return (
+                f"its variable {place} has shape {value.shape}, and this optimizer's "
+                f"{variable.name!r} has {tuple(variable.shape)}"
+            )
+    return ""

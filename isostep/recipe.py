@@ -7,6 +7,7 @@ traced into is one fused kernel for exactly the options asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from isostep.rules.average import toward
 from isostep.rules.base import Hyperparameter, Rule
 
 NONFINITE = ("propagate", "skip", "raise")
+Bound = float | Callable[..., Any] | None
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Clip:
     """What bounds the gradients, exactly one of three.
 
     Args:
-        value: every element is brought into [-value, value].
+        value: every element is brought into [-value, value]. As the two others, a number or a
+            callable that gives it, of the step count or of nothing.
         norm: each tensor's gradient is scaled down to at most this Euclidean norm.
         global_norm: all gradients are scaled by one factor, to at most this norm of them all.
 
@@ -31,9 +34,9 @@ class Clip:
         HyperparameterError: none or several are given, or one is not a positive number.
     """
 
-    value: float | None = None
-    norm: float | None = None
-    global_norm: float | None = None
+    value: Bound = None
+    norm: Bound = None
+    global_norm: Bound = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
@@ -42,7 +45,8 @@ class Clip:
                 f"Clip takes exactly one of value, norm and global_norm, not {given or 'none'}"
             )
         for name, threshold in given.items():
-            Hyperparameter(name, 1.0, "", open_low=True).check(threshold, f"Clip({name})")
+            checked = Hyperparameter(name, 1.0, "", open_low=True).check(threshold, f"Clip({name})")
+            object.__setattr__(self, name, checked)
 
     @property
     def kind(self) -> Literal["value", "norm", "global_norm"]:
@@ -52,9 +56,9 @@ class Clip:
         return "norm" if self.norm is not None else "global_norm"
 
     @property
-    def threshold(self) -> float:
-        """The bound itself."""
-        return float(getattr(self, self.kind))
+    def threshold(self) -> Any:
+        """The bound itself: a number, or a callable of the step count."""
+        return getattr(self, self.kind)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class EMA:
     """A moving average of the parameters, kept in the same pass.
 
     Args:
-        momentum: decay rate of the average, in [0, 1].
+        momentum: decay rate of the average, in [0, 1]: a number, or a callable that gives it.
         overwrite_every: every so many steps the parameter is set to its average; None never does.
         start: `"initial"`: the average starts as the parameter before the first step (tf_keras);
             `"first_update"`: as the parameter after it (Keras 3, torch's `AveragedModel`).
@@ -71,12 +75,13 @@ class EMA:
         HyperparameterError: a value is out of range.
     """
 
-    momentum: float = 0.99
+    momentum: float | Callable[..., Any] = 0.99
     overwrite_every: int | None = None
     start: Literal["initial", "first_update"] = "initial"
 
     def __post_init__(self) -> None:
-        Hyperparameter("momentum", 0.99, "", high=1.0).check(self.momentum, "EMA(momentum)")
+        momentum = Hyperparameter("momentum", 0.99, "", high=1.0)
+        object.__setattr__(self, "momentum", momentum.check(self.momentum, "EMA(momentum)"))
         every = self.overwrite_every
         if every is not None and (isinstance(every, bool) or int(every) != every or every < 1):
             raise HyperparameterError(f"EMA(overwrite_every={every!r}) must be an int >= 1 or None")
@@ -250,6 +255,7 @@ def coefficients(
     decay: Literal["coupled", "decoupled"] | None = None,
     decay_times_lr: bool = True,
     loss_scale: Any = 1.0,
+    read: Callable[[Any], Any] = lambda value: value,
 ) -> dict[str, Any]:
     """All numbers a step reads, of the rule and of the recipe, by name.
 
@@ -260,15 +266,16 @@ def coefficients(
         h: the hyperparameters of the rule.
         clip_eps: what a dialect adds to the norm.
         decay_times_lr: decoupled decay is multiplied by the learning rate.
+        read: gives the present value of what may be a callable.
     """
     c = rule.coefficients(xp, t, h)
     c["inverse_loss_scale"] = 1.0 / loss_scale
     times_lr = decay == "decoupled" and decay_times_lr
     c["decay"] = h.weight_decay * h.lr if times_lr else h.weight_decay
     if clip is not None:
-        c |= {"clip_threshold": clip.threshold, "clip_eps": clip_eps}
+        c |= {"clip_threshold": read(clip.threshold), "clip_eps": clip_eps}
     if ema is not None:
-        momentum = ema.momentum
+        momentum = read(ema.momentum)
         if ema.start == "first_update":
             momentum = xp.where(iteration == 1, 0.0, momentum)
         every = ema.overwrite_every or 1

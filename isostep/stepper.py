@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,7 @@ class HyperGroup:
     Args:
         name: what people call the group.
         values: the rule's hyperparameters by canonical name; values may be schedules.
+        lr_ratio: factor on the learning rate among them; may be a schedule.
         maximize, decay, clip: what differs from the options of the optimizer, or None.
         unclipped: its gradients are not clipped, and no part of a norm.
         clip_scope: its global norm is that of all groups with this word.
@@ -81,15 +82,35 @@ class HyperGroup:
 
     name: str
     values: dict[str, Any]
+    lr_ratio: Any = 1.0
     maximize: bool | None = None
     decay: DecayKind | None = None
     clip: Clip | None = None
     unclipped: bool = False
     clip_scope: str = ""
 
-    def at(self, t: int) -> SimpleNamespace:
-        """The values for the step that follows `t` completed ones."""
-        return SimpleNamespace(**{k: v(t) if callable(v) else v for k, v in self.values.items()})
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The values as the plan shows them."""
+        return self.values if self.lr_ratio == 1.0 else {**self.values, "lr_ratio": self.lr_ratio}
+
+    def at(self, t: int, rule: Rule) -> SimpleNamespace:
+        """The values for the step that follows `t` completed ones.
+
+        Raises:
+            HyperparameterError: a schedule has left the range of its hyperparameter.
+        """
+        h = SimpleNamespace(**self.values)
+        for name, value in self.values.items():
+            if callable(value):
+                setattr(h, name, rule.hyperparameter(name).check(value(t)))
+        h.lr *= read(self.lr_ratio, t)
+        return h
+
+
+def read(value: Any, t: int) -> Any:
+    """A number, or what a schedule gives after `t` completed steps."""
+    return float(cast(Any, value)(t)) if callable(value) else value
 
 
 class Allocate(Protocol):
@@ -417,10 +438,7 @@ class Stepper:
         if key in folded:
             return folded[key]
         group, t, dtype = key
-        h = self.groups[group].at(self.iteration)
-        for name, value in self.groups[group].values.items():
-            if callable(value):
-                setattr(h, name, self.rule.hyperparameter(name).check(getattr(h, name)))
+        h = self.groups[group].at(self.iteration, self.rule)
         for name in self.spelling.none_is_machine_epsilon:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(dtype))
@@ -436,6 +454,7 @@ class Stepper:
             decay=self.decay_of(self.groups[group]),
             decay_times_lr=self.spelling.decay_times_lr,
             loss_scale=loss_scale,
+            read=lambda value: read(value, self.iteration),
         )
         return folded[key]
 
@@ -518,7 +537,7 @@ class Stepper:
                     leaf.staged,
                 )
             )
-        return Plan(entries, {g.name: g.values for g in self.groups})
+        return Plan(entries, {g.name: g.shown for g in self.groups})
 
 
 def _model_dtype(cohort: Cohort) -> str:

@@ -17,6 +17,7 @@ from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
 from isostep.jax.native import ENGINES, Engine
 from isostep.jax.optimizer import Made, Optimizer
+from isostep.rates import group_values
 from isostep.recipe import EMA, Clip, as_ema
 from isostep.stepper import Options
 
@@ -33,7 +34,8 @@ EXTRAS = """dialect: whose names, defaults and numbers hold: `"optax"`, `"torch"
         ema: `isostep.EMA`, or its momentum: a moving average of the parameters, see
             `Optimizer.averaged`.
         groups: `isostep.Group(pattern, **hyperparameters)` over the paths of leaves, such as
-            `"*/bias"`.
+            `"*/bias"`; `lr_ratio` is a factor on the optimizer's learning rate, and a number as
+            learning rate under a schedule is the rate at its start.
         nonfinite: `"propagate"`, or `"skip"`: a step with an infinite or NaN gradient changes
             nothing.
         master_weights: keep a float32 copy of each float16 and bfloat16 parameter, and step that.
@@ -83,9 +85,7 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
         rule = rules.get(spelling.rule)
         made = as_groups(groups)
         values = spelling.resolve(rule, _traceable(given, spelling))
-        own = [
-            spelling.changed(rule, values, _traceable(g.hyperparameters, spelling)) for g in made
-        ]
+        own = [_of_group(spelling, rule, values, g.hyperparameters) for g in made]
         ema = as_ema(ema, spoken.averaging.start)
         options = Options(
             clip=clip,
@@ -96,8 +96,8 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
             report=report,
         )
         mask = next((m for m in masks if m is not None), None)
-        pairs = list(zip(made, own, strict=True))
-        return Optimizer(Made(rule, spoken, spelling, values, pairs, options, mask, engine))
+        triples = [(group, *held) for group, held in zip(made, own, strict=True)]
+        return Optimizer(Made(rule, spoken, spelling, values, triples, options, mask, engine))
 
     extra = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     make.__name__ = make.__qualname__ = name
@@ -122,18 +122,36 @@ def spoken_name(name: str) -> str:
     return next(s.rule for s in dialects.get("optax").spellings.values() if s.class_name == name)
 
 
+class _Constant:
+    """A schedule that always gives the same array."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __call__(self, step: Any) -> Any:
+        return self._value
+
+
+def _of_group(
+    spelling: Spelling, rule: rules.Rule, values: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """What holds for a group, and the factor on its learning rate; an array that the optimizer has
+    as its learning rate is no schedule that a group's own would follow."""
+    own = _traceable(given, spelling)
+    fixed = isinstance(values["lr"], _Constant) and own.keys() & {"lr", "learning_rate"}
+    default = {**values, "lr": 1.0} if fixed else values
+    return group_values(spelling, rule, default, own, jax.ensure_compile_time_eval)
+
+
 def _traceable(given: Mapping[str, Any], spelling: Spelling) -> dict[str, Any]:
     """Arrays, which may be traced, as schedules that give them at each step."""
-
-    def constant(value: Any) -> Callable[[Any], Any]:
-        return lambda step: value
 
     found: dict[str, Any] = {}
     for name, value in given.items():
         if not isinstance(value, jax.Array | np.ndarray):
             found[name] = value
         elif name not in spelling.unsupported:
-            found[name] = constant(value)
+            found[name] = _Constant(value)
         elif isinstance(value, Tracer):
             raise HyperparameterError(
                 f"{spelling.class_name}: {name} is traced, and must be known: put it among the "

@@ -58,7 +58,8 @@ class Made:
     Args:
         rule, dialect, spelling: the mathematics and how it is arranged.
         values: hyperparameters by the rule's names; arrays stand in functions of the step count.
-        groups: hyperparameters of some parameters, and their values by the rule's names.
+        groups: hyperparameters of some parameters, their values by the rule's names, and the factor
+            on their learning rate.
         options: what a step does besides the rule.
         mask: the tree of truths, or the function that makes it, of what decays; None: everything.
         engine: what runs `apply`.
@@ -68,7 +69,7 @@ class Made:
     dialect: Dialect
     spelling: Spelling
     values: Mapping[str, Any]
-    groups: Sequence[tuple[Group, Mapping[str, Any]]]
+    groups: Sequence[tuple[Group, Mapping[str, Any], Any]]
     options: Options
     mask: Mask = None
     engine: Engine = "auto"
@@ -219,7 +220,7 @@ class Steps:
 
     def _build(self, form: Form, decays: tuple[bool, ...]) -> tuple[FunctionalStep, list[First]]:
         made = self._made
-        places = assign(form.names, [group for group, _ in made.groups])
+        places = assign(form.names, [group for group, _, _ in made.groups])
         index: dict[tuple[int, bool], int] = {}
         groups: list[HyperGroup] = []
         for key in zip(places, decays, strict=True):
@@ -246,11 +247,12 @@ class Steps:
         return FunctionalStep(stepper, XP, None), first
 
     def _group(self, place: int, decays: bool) -> HyperGroup:
-        group, values = self._made.groups[place] if place >= 0 else (None, self._made.values)
+        made = self._made
+        group, values, ratio = made.groups[place] if place >= 0 else (None, made.values, 1.0)
         title = "(default)" if group is None else ", ".join(group.patterns)
         if decays:
-            return HyperGroup(title, dict(values))
-        return HyperGroup(f"{title}, no decay", {**values, "weight_decay": 0.0})
+            return HyperGroup(title, dict(values), ratio)
+        return HyperGroup(f"{title}, no decay", {**values, "weight_decay": 0.0}, ratio)
 
     def _called(self, slot: str) -> str:
         return self._made.spelling.slots.get(slot, slot)

@@ -7,18 +7,19 @@ from typing import Any
 import keras
 
 from isostep.keras.optimizer import FusedApply
-from isostep.keras_api import drop_in
+from isostep.keras_api import Framework, drop_in
 
 
-class _Factors:
+class _Factors(Framework):
     """Adafactor's variables: factors, and a full second moment only where there are none.
 
     They are float32 for variables of low precision: float16 has no number as small as `epsilon_1`,
     without which a gradient of zeros would make NaN.
     """
 
-    def build(self: Any, var_list: list[Any]) -> None:
-        if self.built:
+    def build(self, var_list: list[Any]) -> None:
+        if self.built or self.overridden:
+            super().build(var_list)
             return
         keras.optimizers.Optimizer.build(self, var_list)
         self._r, self._c, self._v = [], [], []
@@ -29,8 +30,10 @@ class _Factors:
             self._r.append(self._moment(variable, "r", rank - 1) if factored else None)
             self._c.append(self._moment(variable, "c", rank - 2) if factored else None)
             self._v.append(self._moment(variable, "velocity", rank) if full else None)
+            if factored:
+                self.add_absent(variable, "velocity")
 
-    def _moment(self: Any, variable: Any, name: str, gone: int) -> Any:
+    def _moment(self, variable: Any, name: str, gone: int) -> Any:
         """A variable with the axes of another but one, laid out as those are."""
         shape = tuple(n for axis, n in enumerate(variable.shape) if axis != gone)
         layout = getattr(variable, "_layout", None)

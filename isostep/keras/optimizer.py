@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import keras
@@ -70,6 +72,18 @@ class FusedApply(FusedOptimizer):
     def engine(self) -> Engine:
         """What runs a step."""
         return "native" if backend.backend() == "torch" else "array"
+
+    def concretely(self) -> AbstractContextManager[Any]:
+        """A context in which schedules give numbers, also while a step is traced."""
+        if backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.init_scope()
+        if backend.backend() == "jax":
+            import jax
+
+            return jax.ensure_compile_time_eval()
+        return contextlib.nullcontext()
 
     def stepped_variables(self) -> list[Any]:
         """The variables that the optimizer was built with."""

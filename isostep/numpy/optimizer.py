@@ -26,6 +26,7 @@ from isostep.names import flatten
 from isostep.numpy.gradients import Gradients
 from isostep.numpy.params import checked_params
 from isostep.plan import Plan
+from isostep.rates import LR_RATIO, group_values
 from isostep.recipe import EMA, NONFINITE, Clip, as_ema
 from isostep.report import Report
 from isostep.rules.base import Rule, is_on
@@ -46,7 +47,9 @@ class Optimizer:
         dialect: whose defaults, formulas and argument names: `"torch"`, `"keras"`, `"tf_keras"`,
             `"paddle"` or `"optax"`.
         groups: ordered `Group(pattern, **hyperparameters)` or dicts with `match`; the first
-            pattern that matches a name gives it these hyperparameters.
+            pattern that matches a name gives it these hyperparameters. `lr_ratio` is a factor on
+            the optimizer's learning rate; a number as `lr` under a schedule is the rate at its
+            start.
         clip: `Clip(value=...)`, `Clip(norm=...)` per tensor, or `Clip(global_norm=...)`.
         ema: an `EMA`, or its momentum; see `averaged_params`.
         maximize: ascend instead of descend.
@@ -123,7 +126,8 @@ class Optimizer:
         default = self._spelling.resolve(self.rule, hyperparameters)
         hyper = [
             HyperGroup(
-                ", ".join(g.patterns), self._spelling.changed(self.rule, default, g.hyperparameters)
+                ", ".join(g.patterns),
+                *group_values(self._spelling, self.rule, default, g.hyperparameters),
             )
             for g in named
         ]
@@ -266,8 +270,9 @@ class Optimizer:
 
         Args:
             group: a group's pattern; None changes all groups.
-            **hyperparameters: numbers or callables; what selects code (flags, choices, and whether
-                momentum or decay is used at all) is fixed when the optimizer is made.
+            **hyperparameters: numbers or callables, and `lr_ratio`; what selects code (flags,
+                choices, and whether momentum or decay is used at all) is fixed when the optimizer
+                is made.
 
         Raises:
             UnknownNameError: an unknown group or hyperparameter.
@@ -276,6 +281,8 @@ class Optimizer:
         known = [g.name for g in self._stepper.groups]
         if group is not None and group not in known:
             raise UnknownNameError(f"there is no group {group!r}{nearest(group, known)}")
+        keeps_ratio = "lr_ratio" not in hyperparameters
+        ratio = LR_RATIO.check(hyperparameters.pop("lr_ratio", 1.0))
         changed: list[tuple[HyperGroup, dict[str, Any]]] = []
         for g in self._stepper.groups:
             if group is None or g.name == group:
@@ -284,6 +291,7 @@ class Optimizer:
                 changed.append((g, values))
         for g, values in changed:
             g.values.update(values)
+            g.lr_ratio = g.lr_ratio if keeps_ratio else ratio
 
     def _refuse_new_code(self, group: HyperGroup, values: dict[str, Any]) -> None:
         before = group.values

@@ -9,6 +9,7 @@ checkpoint and the allocation of state all read those declarations. Two function
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,8 +101,8 @@ class Hyperparameter:
     def check(self, value: Any, name: str | None = None) -> Any:
         """Return `value` (numbers as `float`), or raise `HyperparameterError` if out of range.
 
-        A callable (a schedule) passes here and is checked each time it is read. `name` is what
-        the caller's dialect calls this hyperparameter.
+        A callable passes here, as a function of the step count, and what it gives is checked each
+        time it is read. `name` is what the caller's dialect calls this hyperparameter.
         """
         name = name or self.name
         if value is None and self.optional:
@@ -112,7 +113,7 @@ class Hyperparameter:
                 raise HyperparameterError(f"{name}={value!r} is not allowed: use {self.range}")
             return value
         if callable(value):
-            return value
+            return of_step(value)
         try:
             if value is None or isinstance(value, bool | str):
                 raise TypeError
@@ -213,6 +214,17 @@ class Rule:
     def active_slots(self, o: SimpleNamespace) -> tuple[Slot, ...]:
         """The slots that exist under the switches `o`."""
         return tuple(s for s in self.slots if s.when(o))
+
+
+def of_step(value: Callable[..., Any]) -> Callable[[Any], Any]:
+    """A schedule as it is; a callable without arguments, which gives the present value, as one."""
+    try:
+        inspect.signature(value).bind(0)
+    except TypeError:
+        return lambda step: value()
+    except ValueError:  # a callable that does not say what it takes
+        pass
+    return value
 
 
 # Hyperparameters that mean the same in several rules are declared once.

@@ -7,6 +7,7 @@ from typing import Any
 import tf_keras
 
 from isostep.keras_api import Framework, drop_in
+from isostep.rules.base import is_on
 from isostep.tf_keras.optimizer import FusedApply
 
 
@@ -14,27 +15,35 @@ class _NoBuffer(Framework):
     """SGD's variables: tf_keras makes a buffer also without momentum, which nothing reads."""
 
     def build(self, var_list: list[Any]) -> None:
-        if self.momentum or self.built:
+        if is_on(self.momentum) or self.built or self.overridden:
             super().build(var_list)
             return
         tf_keras.optimizers.Optimizer.build(self, var_list)
-        self.momentums = []
         self._built = True
+        self.momentums = ()
+        for variable in var_list:
+            self.add_absent(variable, "m")
 
 
-class _Factors:
+class _Factors(Framework):
     """Adafactor's variables: factors, and a full second moment only where there are none."""
 
-    def build(self: Any, var_list: list[Any]) -> None:
-        if self.built:
+    def build(self, var_list: list[Any]) -> None:
+        if self.built or self.overridden:
+            super().build(var_list)
             return
         tf_keras.optimizers.Optimizer.build(self, var_list)
         self._built = True
-        ranks = [(v, len(v.shape)) for v in var_list]
-        # Tuples, whose gaps the tracking of variables for checkpoints lets pass.
-        self._r = tuple(self.add_moment(v, "r", n - 1) if n >= 2 else None for v, n in ranks)
-        self._c = tuple(self.add_moment(v, "c", n - 2) if n >= 2 else None for v, n in ranks)
-        self._v = tuple(self.add_moment(v, "v", n) if n < 2 else None for v, n in ranks)
+        # A tuple, whose gaps the tracking of variables for checkpoints lets pass.
+        self._r, self._c, self._v = zip(*map(self._moments, var_list), strict=True)
+
+    def _moments(self, variable: Any) -> tuple[Any, Any, Any]:
+        rank = len(variable.shape)
+        if rank < 2:
+            return None, None, self.add_moment(variable, "v", rank)
+        row, column = (self.add_moment(variable, n, rank - k) for n, k in (("r", 1), ("c", 2)))
+        self.add_absent(variable, "v")
+        return row, column, None
 
 
 LAZY = """lazy: step only the rows that a sparse gradient (`tf.IndexedSlices`) has; the others

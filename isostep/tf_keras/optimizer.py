@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import tensorflow as tf
@@ -202,6 +203,10 @@ class FusedApply(FusedOptimizer):
     def ran(self) -> list[str]:
         """What runs a step."""
         return [] if self._step is None else self._step.ran
+
+    def concretely(self) -> AbstractContextManager[Any]:
+        """A context in which schedules give numbers, also while a step is traced."""
+        return tf.init_scope()
 
     def stepped_variables(self) -> list[Any]:
         """The variables that the optimizer was built with."""
