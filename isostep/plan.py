@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isostep.table import Table
@@ -19,7 +19,7 @@ class PlanEntry:
         group: the pattern of its group, or `"(default)"`.
         slots: shape and dtype of each array kept for it, by name.
         state_bytes: bytes of those arrays.
-        step_bytes: bytes that one step moves: each pass's reads and writes.
+        step_bytes: bytes that one step moves: each pass's reads and writes; 0 if not known.
         kernel: what runs: engine, layout, passes, dtype of the arithmetic.
         staged: it is copied to a dense array before the step and back after it.
     """
@@ -46,6 +46,11 @@ class Plan:
 
     entries: list[PlanEntry]
     groups: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+    def left_to(self, kernel: str) -> Plan:
+        """The same state, stepped by something that isostep knows no bytes of."""
+        entries = [replace(e, kernel=kernel, step_bytes=0, staged=False) for e in self.entries]
+        return Plan(entries, self.groups)
 
     @property
     def state_bytes(self) -> int:

@@ -186,5 +186,6 @@ DIALECT = Dialect(
         "fused",
         "decoupled_weight_decay",
     ),
+    extension_points=("_init_group", "_accelerator_graph_capture_health_check"),
     quirks=("torch-step-in-float32: the step count is a float32, which stops growing at 2^24",),
 )

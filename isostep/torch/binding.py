@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from isostep.engines.array import ArrayRunner
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
-from isostep.errors import HyperparameterError, ParameterError
+from isostep.errors import HyperparameterError
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.rules import Rule
@@ -88,10 +88,6 @@ class Binding:
             self._take(list(range(len(self._params))), dry=True)
 
     def _check(self, extras: Extras) -> None:
-        if len(set(map(id, self._params))) != len(self._params):
-            raise ParameterError(
-                "a parameter stands in a group twice, and would be stepped twice: pass it once"
-            )
         if extras.lazy and self.engine != "native":
             raise HyperparameterError(
                 "lazy=True needs parameters on the CPU and differentiable=False"

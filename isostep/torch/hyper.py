@@ -34,7 +34,7 @@ class Hyperparameters:
         """What is set now, to be compared with what was set before."""
         return [
             [
-                *(_plain(group[a], a) for a in self.torch.arguments if a in group),
+                *(_plain(group[a]) for a in self.torch.arguments if a in group),
                 group.get("maximize"),
                 group.get(DECOUPLED),
                 group.get("lr_ratio"),
@@ -60,7 +60,7 @@ class Hyperparameters:
 
     def values(self, group: dict[str, Any]) -> dict[str, Any]:
         """Every hyperparameter of the rule for one group."""
-        given = {a: _plain(group[a], a) for a in self.torch.arguments if a in group}
+        given = {a: _plain(group[a]) for a in self.torch.arguments if a in group}
         # Schedulers may end a rounding error below zero, which torch steps with.
         lr = given.pop("lr")
         values = self.torch.resolve(self._rule, given)
@@ -101,15 +101,10 @@ class Hyperparameters:
         return (static, on, group.maximize, group.decay)
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any) -> Any:
     """Hyperparameters as Python numbers: torch takes tensors for some."""
     if isinstance(value, torch.Tensor):
-        if value.requires_grad and torch.is_grad_enabled():
-            raise HyperparameterError(
-                f"{name} requires a gradient: isostep differentiates through parameters, gradients "
-                f"and state only; use torch.optim to learn hyperparameters"
-            )
-        return float(value)
+        return float(value.detach())
     if isinstance(value, tuple | list):
-        return tuple(_plain(v, name) for v in value)
+        return tuple(map(_plain, value))
     return value

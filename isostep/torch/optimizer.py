@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch._compile import _disable_dynamo
 
-from isostep import rules
+from isostep import extension, rules
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
 from isostep.plan import Plan
 from isostep.report import Report
+from isostep.torch import own_step
 from isostep.torch.binding import Binding
 from isostep.torch.hyper import Hyperparameters
 from isostep.torch.options import Extras, LrRatio, checked, split
@@ -32,8 +33,8 @@ class FusedStep(torch.optim.Optimizer):
     rule: ClassVar[str]
     arguments: ClassVar[frozenset[str]]
     keeps_step: ClassVar[bool]
-    _step_supports_amp_scaling = True
 
+    @_disable_dynamo  # traced, it would lose what it sets before torch's constructor
     def __init__(
         self,
         params: Any,
@@ -52,7 +53,6 @@ class FusedStep(torch.optim.Optimizer):
             if not isinstance(lr, torch.Tensor):
                 rules.get(self.rule).hyperparameter("lr").check(lr, f"lr of {group.patterns}")
         super().__init__(params, *args, **kwargs)
-        self._check_wishes()
         hyper = Hyperparameters(rules.get(self.rule), self._extras)
         first = hyper.values(self.param_groups[0])
         dtypes = self._extras.slot_dtypes(hyper.torch.slots)
@@ -65,19 +65,25 @@ class FusedStep(torch.optim.Optimizer):
         self._iteration = 0
         self._skipped = 0
         self._report: Report | None = None
+        self._own_scales = False
+        self._ran_own = False
 
     def _check_wishes(self) -> None:
+        cause = own_step.cause(self, new=True)
+        if cause is not None:
+            self._refuse_extras(cause)
         for group in self.param_groups:
-            if group.get("capturable"):
-                raise HyperparameterError(
-                    "capturable=True: isostep has no kernel for CUDA graphs; leave it False, or "
-                    "use torch.optim for this model"
-                )
             if group.get("differentiable") and self._extras.clip is not None:
                 raise HyperparameterError(
                     "differentiable=True does not go with clip=: clip the loss's gradients before "
                     "the step instead"
                 )
+
+    def _refuse_extras(self, cause: own_step.Cause) -> None:
+        used = self._extras.used()
+        if any(group.get("lr_ratio", 1.0) != 1.0 for group in self.param_groups):
+            used.append("lr_ratio")
+        extension.refuse(used, *cause)
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -94,6 +100,10 @@ class FusedStep(torch.optim.Optimizer):
             GradientError: under `nonfinite="raise"`, a gradient is infinite or NaN.
             RuntimeError: a sparse gradient that the rule does not take.
         """
+        look = _outside_graphs if torch.compiler.is_compiling() else FusedStep._cause
+        cause = look(self)
+        if cause is not None:
+            return self._own_step(cause, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -103,6 +113,24 @@ class FusedStep(torch.optim.Optimizer):
             self._fused_step()
         return loss
 
+    def _cause(self) -> own_step.Cause | None:
+        return own_step.cause(self, new=self._binding is None)
+
+    def _own_step(self, cause: own_step.Cause, closure: Callable[[], Any] | None) -> Any:
+        self._refuse_extras(cause)  # a group may have been edited
+        self._binding, self._report = None, None
+        self._ran_own = True
+        return own_step.unhooked(super().step.__func__)(self, closure)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves it to the step to unscale."""
+        return self._cause() is None or self._own_scales
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, does: bool) -> None:
+        self._own_scales = does  # torch's constructor says so of its fused=True
+
     @_disable_dynamo  # a compiled training step breaks its graph here, once
     def _fused_step(self) -> None:
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -110,6 +138,7 @@ class FusedStep(torch.optim.Optimizer):
             self._skipped += 1
             return
         binding = self._bound()
+        self._ran_own = False
         try:
             self._report = binding.step(1.0 if scale is None else float(scale))
         finally:
@@ -138,14 +167,22 @@ class FusedStep(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         self._binding = None
+        try:
+            self._check_wishes()
+        except HyperparameterError:
+            self.param_groups.pop()
+            raise
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Go on from a state of torch.optim or of isostep; dtypes are those that were saved."""
         final: list[Any] = []  # what is loaded once the user's hooks have been at it
+        base = torch.optim.Optimizer  # a subclass that overrides these expects the user's hooks
         handles = [
-            self.register_load_state_dict_pre_hook(lambda _, saved: final.append(saved)),
-            self.register_load_state_dict_post_hook(
-                lambda _: self._loaded(final[0]["state"], final[0]["param_groups"]), prepend=True
+            base.register_load_state_dict_pre_hook(self, lambda _, saved: final.append(saved)),
+            base.register_load_state_dict_post_hook(
+                self,
+                lambda _: self._loaded(final[0]["state"], final[0]["param_groups"]),
+                prepend=True,
             ),
         ]
         try:
@@ -240,15 +277,23 @@ class FusedStep(torch.optim.Optimizer):
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
+        if self._ran_own:
+            return ["torch.optim"]
         return [] if self._binding is None else self._binding.stepper.ran
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
-        return self._bind(dry=True).plan()
+        planned = self._bind(dry=True).plan()
+        return planned if self._cause() is None else planned.left_to("torch.optim's own step")
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
         return "" if self._binding is None else self._binding.stepper.source
+
+
+@_disable_dynamo
+def _outside_graphs(optimizer: FusedStep) -> own_step.Cause | None:
+    return optimizer._cause()
 
 
 def _plain(saved: dict[str, Any]) -> dict[str, Any]:

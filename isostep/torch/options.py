@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import torch
@@ -79,6 +79,10 @@ class Extras:
         chosen = {slot: by_name.get(name) for slot, name in slots.items()}
         fallback = {} if self.master_weights else dict.fromkeys(slots, "param")
         return fallback | {s: _short(dtype) for s, dtype in chosen.items() if dtype is not None}
+
+    def used(self) -> list[str]:
+        """The options that are not left at their defaults."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
     @property
     def style(self) -> Dialect:

@@ -309,10 +309,6 @@ class TestHooks:
 
 
 class TestImpossibleWishes:
-    def test_capturable(self) -> None:
-        with pytest.raises(isostep.HyperparameterError, match="capturable"):
-            made_by_us("AdamW")(make_params(), capturable=True)
-
     def test_differentiable_with_clip(self) -> None:
         with pytest.raises(isostep.HyperparameterError, match="differentiable"):
             made_by_us("SGD")(
@@ -349,16 +345,6 @@ class TestImpossibleWishes:
     ) -> None:
         with pytest.raises(error, match=message):
             made_by_us("AdamW")(make_params(), **extra)
-
-    def test_a_parameter_given_twice_is_refused_before_anything_changes(self) -> None:
-        (p,) = make_params(shapes=[(3,)])
-        with pytest.warns(UserWarning, match="duplicate"):
-            optimizer = made_by_us("SGD")([p, p])
-        before = p.detach().clone()
-        p.grad = torch.ones_like(p)
-        with pytest.raises(isostep.ParameterError, match="twice"):
-            optimizer.step()
-        assert torch.equal(p, before)
 
     def test_an_expanded_parameter_is_refused(self) -> None:
         p = torch.ones(1).expand(4).requires_grad_()

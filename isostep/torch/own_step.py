@@ -1,0 +1,83 @@
+"""When torch.optim's own step is taken: for what the fused step would not do as torch does it.
+
+It runs on the same groups and the same state, so an optimizer may go from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from isostep import dialects, extension
+
+POINTS = dialects.get("torch").extension_points
+
+
+class Cause(NamedTuple):
+    """Why a step is torch's own.
+
+    Args:
+        why: in words.
+        way_out: what to do for a fused step.
+    """
+
+    why: str
+    way_out: str
+
+
+_TWICE = Cause(
+    "with a parameter that is twice in its group: torch.optim's own step updates it twice",
+    "pass each parameter once",
+)
+_CAPTURABLE = Cause(
+    "with capturable=True, for which isostep has no kernel",
+    "leave capturable=False",
+)
+_LEARNED = Cause(
+    "with differentiable=True and a hyperparameter that requires a gradient: torch.optim's own "
+    "step learns it",
+    "detach the hyperparameter",
+)
+
+
+def cause(optimizer: Any, new: bool) -> Cause | None:
+    """Why the next step is torch's own; None if it is a fused one.
+
+    Args:
+        optimizer: the optimizer.
+        new: whether its parameters have not been looked at since they were last replaced.
+    """
+    replaced = extension.overridden(optimizer, POINTS)
+    if replaced:
+        return Cause(
+            f"in {type(optimizer).__name__}, which overrides {', '.join(replaced)}: that is called "
+            f"by torch.optim's own step only",
+            "override step() alone, and call super().step() there",
+        )
+    groups = optimizer.param_groups
+    if any(group.get("capturable") for group in groups):
+        return _CAPTURABLE
+    if any(group.get("differentiable") for group in groups) and any(map(_learns, groups)):
+        return _LEARNED
+    return _TWICE if new and any(map(_repeats, groups)) else None
+
+
+def _learns(group: dict[str, Any]) -> bool:
+    values = [v for key, value in group.items() if key != "params" for v in _parts(value)]
+    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
+
+
+def _parts(value: Any) -> Any:
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _repeats(group: dict[str, Any]) -> bool:
+    return len(set(map(id, group["params"]))) != len(group["params"])
+
+
+def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without the hooks that torch puts around a class's step when the class is first
+    used: the step of isostep's class has them already."""
+    return getattr(step, "__wrapped__") if getattr(step, "hooked", False) else step  # noqa: B009
