@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench peers lint clean
 
 demo: .venv/.demo
 	$(BIN)/isostep race
@@ -13,6 +13,10 @@ test: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
+
+# PEERS is a folder with checkouts of the frameworks (see docs/peers.md); ARGUMENTS go to peers.
+peers: .venv/.peers
+	$(BIN)/python -m peers $(if $(PEERS),--checkouts "$(PEERS)") $(ARGUMENTS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -32,5 +36,10 @@ lint: .venv/.dev
 	$(PIP) --editable '.[dev,frameworks]'
 	touch $@
 
+# timm goes to a folder of its own, without what it asks for: that would bring another torch.
+.venv/.peers: .venv/.dev
+	$(PIP) --no-deps --upgrade --target .venv/peers timm torchvision
+	touch $@
+
 clean:
-	rm -rf .venv race race.png race.html
+	rm -rf .venv .peers race race.png race.html

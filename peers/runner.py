@@ -1,0 +1,255 @@
+"""Running one side of a suite in processes of its own, whatever its tests do to them.
+
+A test that hangs or takes its process down is one outcome; the tests after it run in a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers.suites import APART, Suite
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+POLL = 0.1
+"""Seconds between two looks at what a process has written."""
+IMPORT_LIMIT = 300.0
+"""Seconds for imports and collection."""
+CRASHED, TOO_LONG = "crashed", "timed out"
+FINISHED = (0, 1, 2, 5)
+"""pytest's statuses: all passed; some failed; a file could not be imported; nothing collected."""
+RESTARTS = 50
+"""Processes for one set of files, after which the rest counts as not run."""
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "agg"}
+
+
+@dataclass
+class Outcome:
+    """What one test did.
+
+    Args:
+        outcome: `passed`, `failed`, `skipped`, `crashed` or `timed out`.
+        made, steps: how often isostep's optimizers were made and stepped.
+        message: why it failed.
+    """
+
+    outcome: str
+    made: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass
+class Run:
+    """One side of a suite: outcomes by the test's id, and what went wrong outside of tests."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+
+Progress = Callable[[int, int, str], None]
+"""Takes the number of tests done and known, and the test that runs now."""
+
+
+def run(
+    suite: Suite,
+    side: str,
+    checkouts: Path | None,
+    progress: Progress = lambda done, known, now: None,
+    only: str = "",
+    limit: float | None = None,
+) -> Run:
+    """Run a suite's tests with one side's optimizers.
+
+    Args:
+        suite: which.
+        side: `"theirs"` or `"ours"`.
+        checkouts: folder of repositories, for suites that need one.
+        progress: is told of every test.
+        only: pytest's `-k`.
+        limit: seconds that one test may take, in place of the suite's own.
+
+    Raises:
+        FileNotFoundError: the tests are not there.
+    """
+    with tests(suite, checkouts) as (root, paths):
+        return _run(suite, side, root, paths, progress, only, limit or suite.limit)
+
+
+@contextlib.contextmanager
+def tests(suite: Suite, checkouts: Path | None) -> Generator[tuple[Path, list[str]]]:
+    """The folder and the files to run: where they are, or a copy that fits the package."""
+    root, paths = suite.root(checkouts), suite.paths(checkouts)
+    if suite.convert is None:
+        yield root, paths
+        return
+    with tempfile.TemporaryDirectory(prefix="isostep-peers-") as folder:
+        for path in paths:
+            copy = Path(folder) / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(suite.convert((root / path).read_text()))
+        yield Path(folder), paths
+
+
+def _run(
+    suite: Suite,
+    side: str,
+    root: Path,
+    paths: list[str],
+    progress: Progress,
+    only: str,
+    limit: float,
+) -> Run:
+    found = Run()
+    known = 0
+    for files in [[path] for path in paths] if suite.each_file_apart else [paths]:
+        before = set(found.outcomes)
+        for _ in range(RESTARTS):
+            todo = _Process(suite, side, root, files, [*found.outcomes], only)
+            known = max(known, len(found.outcomes))
+            collected = known
+            for record in todo.records(limit):
+                if "collected" in record:
+                    collected = len(found.outcomes) + record["collected"]
+                elif "began" in record:
+                    progress(len(found.outcomes), max(known, collected), record["began"])
+                else:
+                    test = record.pop("id")
+                    found.outcomes[test] = Outcome(**record)
+            known = max(known, collected)
+            if todo.error:
+                found.errors.append(todo.error)
+            if todo.finished or not set(found.outcomes) - before:
+                break
+            before = set(found.outcomes)
+        else:
+            found.errors.append(f"{', '.join(files)}: gave up after {RESTARTS} processes")
+    return found
+
+
+def command(suite: Suite, side: str, root: Path, files: Sequence[str]) -> list[str]:
+    """The command that runs tests of a suite by hand, but for its environment."""
+    options = ["-p", "peers.plugin", "--peer", suite.peer, "--side", side]
+    house = ["-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider", "-q"]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        *house,
+        *suite.arguments,
+        *(str(root / f) for f in files),
+    ]
+
+
+def environment(suite: Suite) -> dict[str, str]:
+    """The variables that a suite's process needs, and those of this process."""
+    own = [str(REPOSITORY), str(APART)] if suite.apart else [str(REPOSITORY)]
+    path = os.pathsep.join(filter(None, [*own, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **ENVIRONMENT, **suite.environment, "PYTHONPATH": path}
+
+
+class _Process:
+    """One process of pytest over some files.
+
+    Args:
+        done: ids of tests to leave out.
+    """
+
+    def __init__(
+        self, suite: Suite, side: str, root: Path, files: list[str], done: list[str], only: str
+    ) -> None:
+        self._suite, self._root, self._done = suite, root, done
+        self._command = command(suite, side, root, files) + (["-k", only] if only else [])
+        self.finished, self.error = False, ""
+
+    def records(self, limit: float) -> Iterator[dict[str, Any]]:
+        """What the plugin writes, as it comes, and an outcome for a test that ended the process.
+
+        Leaving this generator early ends the process and all that it has started.
+        """
+        with tempfile.TemporaryDirectory(prefix="isostep-peers-") as folder:
+            record, log, skip = (Path(folder) / name for name in ("record", "log", "skip"))
+            record.touch()
+            skip.write_text("\n".join(self._done))
+            with log.open("w") as written:
+                process = subprocess.Popen(
+                    [*self._command, "--record", str(record), "--skip-ids", str(skip)],
+                    cwd=folder,
+                    env=environment(self._suite),
+                    stdin=subprocess.DEVNULL,
+                    stdout=written,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is ours to handle; it ends the whole group
+                )
+            try:
+                with record.open() as lines:
+                    yield from self._watched(process, lines, log, limit)
+            finally:
+                _end(process)
+
+    def _watched(
+        self, process: subprocess.Popen[bytes], lines: Any, log: Path, limit: float
+    ) -> Iterator[dict[str, Any]]:
+        running, since, ends = "", time.monotonic(), False
+        while True:
+            status = process.poll()
+            for line in _whole_lines(lines):
+                found = json.loads(line)
+                running = found.get("began", "")
+                ends = ends or "collected" in found
+                since = time.monotonic()
+                yield found
+            if status is not None:
+                break
+            if time.monotonic() - since > (limit if ends else IMPORT_LIMIT):
+                yield from self._lost(running, TOO_LONG, f"no end within {limit:.0f} s")
+                return
+            time.sleep(POLL)
+        if running:
+            yield from self._lost(running, CRASHED, _last_words(log, status))
+        elif status in FINISHED:
+            self.finished = True
+        else:
+            self.error = _last_words(log, status)
+
+    def _lost(self, running: str, outcome: str, message: str) -> Iterator[dict[str, Any]]:
+        if running:
+            yield {"id": running, "outcome": outcome, "message": message}
+        else:
+            self.error = f"{outcome} outside of tests: {message}"
+
+
+def _whole_lines(lines: Any) -> Iterator[str]:
+    """Lines that are complete; a part of one stays for later."""
+    while True:
+        place = lines.tell()
+        line = lines.readline()
+        if not line.endswith("\n"):
+            lines.seek(place)
+            return
+        yield line
+
+
+def _last_words(log: Path, status: int) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"ended with status {status}: " + "\n".join(lines[-15:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
