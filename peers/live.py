@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.table import Column
 
 from peers.runner import Progress
+
+QUIET = 60.0
+"""Seconds between two lines about a suite, where there is no bar."""
 
 
 class View:
@@ -43,7 +47,13 @@ class View:
         with bar:
             task = bar.add_task(title, total=None, test="imports")
 
+            said = time.monotonic()
+
             def tell(done: int, known: int, now: str) -> None:
+                nonlocal said
                 bar.update(task, completed=done, total=known, test=now.rpartition("::")[2])
+                if not self.console.is_terminal and time.monotonic() - said > QUIET:
+                    said = time.monotonic()
+                    self.say(f"{title}: {done} of {known}, {now}")
 
             yield tell

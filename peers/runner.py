@@ -23,8 +23,8 @@ from peers.suites import APART, Suite
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLL = 0.1
 """Seconds between two looks at what a process has written."""
-IMPORT_LIMIT = 300.0
-"""Seconds for imports and collection."""
+OUTSIDE_LIMIT = 300.0
+"""Seconds for imports and collection, and for the end of a process."""
 CRASHED, TOO_LONG = "crashed", "timed out"
 FINISHED = (0, 1, 2, 5)
 """pytest's statuses: all passed; some failed; a file could not be imported; nothing collected."""
@@ -142,6 +142,7 @@ def command(suite: Suite, side: str, root: Path, files: Sequence[str]) -> list[s
     """The command that runs tests of a suite by hand, but for its environment."""
     options = ["-p", "peers.plugin", "--peer", suite.peer, "--side", side]
     house = ["-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider", "-q"]
+    house.append("--continue-on-collection-errors")
     return [
         sys.executable,
         "-m",
@@ -153,10 +154,11 @@ def command(suite: Suite, side: str, root: Path, files: Sequence[str]) -> list[s
     ]
 
 
-def environment(suite: Suite) -> dict[str, str]:
+def environment(suite: Suite, root: Path) -> dict[str, str]:
     """The variables that a suite's process needs, and those of this process."""
-    own = [str(REPOSITORY), str(APART)] if suite.apart else [str(REPOSITORY)]
-    path = os.pathsep.join(filter(None, [*own, os.environ.get("PYTHONPATH")]))
+    folders = [REPOSITORY, *([APART] if suite.apart else [])]
+    folders += [root / suite.helpers] if suite.helpers else []
+    path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **ENVIRONMENT, **suite.environment, "PYTHONPATH": path}
 
 
@@ -187,7 +189,7 @@ class _Process:
                 process = subprocess.Popen(
                     [*self._command, "--record", str(record), "--skip-ids", str(skip)],
                     cwd=folder,
-                    env=environment(self._suite),
+                    env=environment(self._suite, self._root),
                     stdin=subprocess.DEVNULL,
                     stdout=written,
                     stderr=subprocess.STDOUT,
@@ -202,19 +204,19 @@ class _Process:
     def _watched(
         self, process: subprocess.Popen[bytes], lines: Any, log: Path, limit: float
     ) -> Iterator[dict[str, Any]]:
-        running, since, ends = "", time.monotonic(), False
+        running, since = "", time.monotonic()
         while True:
             status = process.poll()
             for line in _whole_lines(lines):
                 found = json.loads(line)
                 running = found.get("began", "")
-                ends = ends or "collected" in found
                 since = time.monotonic()
                 yield found
             if status is not None:
                 break
-            if time.monotonic() - since > (limit if ends else IMPORT_LIMIT):
-                yield from self._lost(running, TOO_LONG, f"no end within {limit:.0f} s")
+            allowed = limit if running else OUTSIDE_LIMIT
+            if time.monotonic() - since > allowed:
+                yield from self._lost(running, TOO_LONG, f"no end within {allowed:.0f} s")
                 return
             time.sleep(POLL)
         if running:

@@ -32,6 +32,7 @@ class Suite:
         package: the distribution whose version is told; its import name, where tests ship with it.
         apart: whether the package, and what it needs, are installed in a folder of their own,
             `peers` in the environment.
+        helpers: folder below the root with modules that the tests import.
         convert: makes of a test's source what fits the installed package; its copy is run.
         environment: variables that the process needs.
         arguments: to pytest.
@@ -46,6 +47,7 @@ class Suite:
     package: str
     checkout: str = ""
     apart: bool = False
+    helpers: str = ""
     convert: Callable[[str], str] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -202,6 +204,7 @@ _ALL = (
         ),
         package="paddlepaddle",
         checkout="Paddle",
+        helpers="test/legacy_test",
         each_file_apart=True,
     ),
 )

@@ -52,8 +52,12 @@ class Places:
 
 
 def load(name: str) -> Places:
-    """The places of one framework, which is imported."""
-    return import_module(f"peers.places.{name}").places()
+    """The places of one framework, which is imported.
+
+    Args:
+        name: a module of this package, or the full name of a module elsewhere.
+    """
+    return import_module(name if "." in name else f"peers.places.{name}").places()
 
 
 def pairs(theirs: Any, ours: Any) -> list[tuple[Any, Any]]:
