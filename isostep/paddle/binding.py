@@ -233,8 +233,6 @@ class Binding:
                     f"name: build the layers under one paddle.utils.unique_name.guard(), or give "
                     f"them names by ParamAttr(name=...)"
                 )
-        if len(set(map(id, params))) != len(params):
-            raise ParameterError("a parameter is given twice, and would be stepped twice")
 
     def _values(self) -> list[dict[str, Any]]:
         """The hyperparameters of each parameter."""
@@ -248,7 +246,7 @@ class Binding:
             self.stepper.regroup(groups, membership)
             self._raw, self._apart = raw, self._hyper.foreign(raw)
             self._powers.set_betas(self._values())
-        rate = float(self._optimizer.get_lr())
+        rate = self._optimizer.rate()
         for group, factor in zip(self.stepper.groups, self._factors, strict=True):
             group.values["lr"] = rate * factor
 

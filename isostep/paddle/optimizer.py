@@ -22,7 +22,7 @@ from paddle.optimizer.lr import LRScheduler
 from isostep import rules
 from isostep.dialects import Spelling
 from isostep.errors import HyperparameterError
-from isostep.paddle import accumulators
+from isostep.paddle import accumulators, own_step
 from isostep.paddle.binding import Binding
 from isostep.paddle.hyper import Hyperparameters
 from isostep.paddle.options import Extras, checked
@@ -48,6 +48,10 @@ class FusedStep(Framework):
     spelling: ClassVar[Spelling]
     paddle_signature: ClassVar[inspect.Signature]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own_step.check_subclass(cls)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
         self._extras = checked(given)
@@ -55,7 +59,8 @@ class FusedStep(Framework):
         self._counts: dict[str, int] = {}
         self._iteration, self._skipped = 0, 0
         self._report: Report | None = None
-        self._array_ran = ""
+        self._ran_without_kernels = ""
+        self._left = False
         arguments = type(self).paddle_signature.bind(*args, **kwargs).arguments
         ratio = arguments.pop("lr_ratio", None)
         if ratio is not None and not callable(ratio):
@@ -66,6 +71,9 @@ class FusedStep(Framework):
         super().__init__(**arguments)
         if ratio is not None:  # Paddle itself refuses it on CPUs
             self._lr_ratio = ratio
+        cause = own_step.cause(self, self.all_parameters())
+        if cause is not None:
+            self._refuse_extras(cause)
         if paddle.in_dynamic_mode():
             self._check()
 
@@ -76,6 +84,10 @@ class FusedStep(Framework):
         hyper = Hyperparameters(self, rules.get(self.rule), self.spelling)
         params = self.all_parameters()
         hyper.groups(hyper.raw(params, self.owners([(p, None) for p in params])))
+
+    def _refuse_extras(self, cause: own_step.Cause) -> None:
+        used = self._extras.used() + ["lr_ratio"] * (self.lr_ratio is not None)
+        own_step.refuse(self, cause, used)
 
     # -- what a step stands on -------------------------------------------------------------------
 
@@ -118,7 +130,8 @@ class FusedStep(Framework):
     def rate(self) -> Any:
         """The learning rate: a number, or in a program its variable."""
         if paddle.in_dynamic_mode():
-            return float(self.get_lr())
+            own = self._learning_rate  # get_lr, which a subclass may override, tells users
+            return float(own() if isinstance(own, LRScheduler) else own)
         self._create_global_learning_rate()
         return self._global_learning_rate()
 
@@ -197,7 +210,11 @@ class FusedStep(Framework):
             _step_now(self)
         return loss
 
-    def _fused_step(self) -> None:
+    def _step_in_graph(self) -> None:
+        cause = own_step.replaced(self)
+        if cause is not None:
+            self._leave(cause, super().step)
+            return
         params = self.all_parameters()
         grads = core.eager.get_all_grads(params) if params else []
         if any(hasattr(p, "main_grad") for p in params):  # float32 gradients that fleet keeps
@@ -206,17 +223,44 @@ class FusedStep(Framework):
         live = [g is not None and not p.stop_gradient for p, g in zip(params, grads, strict=True)]
         if not all(live):
             params, grads = list(compress(params, live)), list(compress(grads, live))
-        self._apply_now(params, grads)
+        self._apply_now(params, grads, super().step)
 
-    def _apply_now(self, params: list[Any], grads: list[Any]) -> None:
-        """Step in a dynamic graph."""
+    def _leave(self, cause: own_step.Cause, own: Callable[..., Any], *args: Any) -> Any:
+        """Leave a step to Paddle's own class.
+
+        Args:
+            cause: why.
+            own: Paddle's method.
+            *args: of the method.
+        """
+        self._refuse_extras(cause)
+        self._unbind()
+        self._report, self._ran_without_kernels = None, "paddle.optimizer"
+        before, self._left = self._left, True
+        try:
+            return own(*args)
+        finally:
+            self._left = before
+
+    def _apply_now(
+        self, params: list[Any], grads: list[Any], own: Callable[..., Any], *args: Any
+    ) -> None:
+        """Step in a dynamic graph.
+
+        Args:
+            params, grads: the parameters and their gradients.
+            own: what of Paddle's does the same.
+            *args: of that.
+        """
         if not params or self._stopped():
             return
         with paddle.no_grad():
             binding = self._binding
             if binding is not None and self._by_binding(binding, params, grads, usual=True):
                 return
-            if self._extras.engine == "native" and _on_cpu(params):
+            if own_step.repeats(params):
+                self._leave(own_step.TWICE, own, *args)
+            elif self._extras.engine == "native" and _on_cpu(params):
                 self._by_kernels(params, grads)
             else:
                 self._by_array(list(zip(params, grads, strict=True)))
@@ -268,7 +312,7 @@ class FusedStep(Framework):
         done, self._report = step.now(
             self._iteration, dict(zip(names, counts.tolist(), strict=True))
         )
-        self._array_ran = "array code, paddle"
+        self._ran_without_kernels = "array code, paddle"
         if done:
             counts += 1
             powers.write(counts)
@@ -312,10 +356,20 @@ class FusedStep(Framework):
         Returns:
             The operations that were added; none in a dynamic graph.
         """
+        own = super().apply_gradients
+        return own(params_grads) if self._left else self._apply(params_grads, own, params_grads)
+
+    def _apply(self, params_grads: Pairs, own: Callable[..., Any], *args: Any) -> list[Any]:
+        cause = own_step.replaced(self)
+        if cause is not None:
+            return self._leave(cause, own, *args)
         pairs = [(p, g) for p, g in params_grads if g is not None and not p.stop_gradient]
+        params = [p for p, _ in pairs]
         if paddle.in_dynamic_mode():
-            self._apply_now([p for p, _ in pairs], [g for _, g in pairs])
+            self._apply_now(params, [g for _, g in pairs], own, *args)
             return []
+        if own_step.repeats(params):
+            return self._leave(own_step.TWICE, own, *args)
         pairs.sort(key=lambda pair: pair[0].name)
         block = paddle.static.default_main_program().global_block()
         first = len(block.ops)
@@ -325,11 +379,15 @@ class FusedStep(Framework):
     def _apply_optimize(
         self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0
     ) -> list[Any]:
+        own = super()._apply_optimize
+        args = (loss, startup_program, params_grads, param_group_idx)
+        if self._left:
+            return own(*args)
         if paddle.in_dynamic_mode():
-            return self.apply_gradients(params_grads)
+            return self._apply(params_grads, own, *args)
         program = loss.block.program if loss is not None else paddle.static.default_main_program()
         with paddle.static.program_guard(program, startup_program):
-            return self.apply_gradients(params_grads)
+            return self._apply(params_grads, own, *args)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -342,6 +400,8 @@ class FusedStep(Framework):
             What `paddle.save` writes to a `.pdopt` file, which Paddle's own class reads. Keys end
             in 0, as those of the first optimizer in a process, also if there were others before.
         """
+        if own_step.cause(self, self.all_parameters()) is not None:
+            return super().state_dict()
         found = {canonical(key): value for key, value in super().state_dict().items()}
         steps = self.steps()
         if steps:
@@ -363,6 +423,10 @@ class FusedStep(Framework):
             AssertionError: there is a scheduler here and none in the state; Paddle's error.
             StateError: the state is another model's or is incomplete; nothing was changed.
         """
+        if own_step.cause(self, self.all_parameters()) is not None:
+            self._unbind()
+            super().set_state_dict(state_dict)
+            return
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict, not {type(state_dict).__name__}")
         scheduler = self._learning_rate
@@ -431,7 +495,7 @@ class FusedStep(Framework):
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
         if self._binding is not None:
             return self._binding.stepper.ran
-        return [self._array_ran] if self._array_ran else []
+        return [self._ran_without_kernels] if self._ran_without_kernels else []
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
@@ -439,7 +503,9 @@ class FusedStep(Framework):
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
-        return plan(self, rules.get(self.rule))
+        planned = plan(self, rules.get(self.rule))
+        cause = own_step.cause(self, self.all_parameters())
+        return planned if cause is None else planned.left_to("paddle.optimizer's own step")
 
 
 def _on_cpu(params: Sequence[Any]) -> bool:
@@ -449,4 +515,4 @@ def _on_cpu(params: Sequence[Any]) -> bool:
 @no_eval_frame
 def _step_now(optimizer: FusedStep) -> None:
     """The step itself, which a compiled training step calls as it is."""
-    optimizer._fused_step()
+    optimizer._step_in_graph()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from isostep import dialects
@@ -35,6 +35,10 @@ class Extras:
     clip_per_group: bool = False
     report: bool = False
     engine: Literal["native", "array"] = "native"
+
+    def used(self) -> list[str]:
+        """The options that are not left at their defaults."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 def checked(extras: dict[str, Any]) -> Extras:

@@ -33,7 +33,7 @@ def dry(optimizer: Any, rule: Rule, frozen: bool = False) -> Stepper:
         raise ParameterError("the optimizer has no parameters that can be stepped")
     hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
     raw = hyper.raw(params, optimizer.owners([(p, None) for p in params]))
-    rate = float(optimizer.get_lr())
+    rate = optimizer.rate()
     return of_stand_ins(optimizer, hyper, raw, params, lambda factor: rate * factor)
 
 

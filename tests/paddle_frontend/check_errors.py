@@ -102,15 +102,6 @@ def test_two_parameters_of_one_name_are_refused() -> None:
     assert all((b == p.numpy()).all() for b, p in zip(before, made, strict=True))
 
 
-def test_a_parameter_given_twice_is_refused() -> None:
-    [p] = parameters()[:1]
-    p.grad = paddle.ones_like(p)
-    before = p.numpy()
-    with pytest.raises(ParameterError, match="twice"):
-        isostep.paddle.SGD(parameters=[p, p]).step()
-    assert (p.numpy() == before).all()
-
-
 def test_programs_have_no_step_of_a_dynamic_graph() -> None:
     optimizer = isostep.paddle.SGD(parameters=parameters())
     paddle.enable_static()

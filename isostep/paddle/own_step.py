@@ -1,0 +1,98 @@
+"""When Paddle's own step is taken: for what the fused step would not do as Paddle does it.
+
+It runs on the same groups and accumulators, so an optimizer may go from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import paddle
+
+from isostep import dialects, extension
+from isostep.errors import ParameterError
+
+POINTS = dialects.get("paddle").extension_points
+
+
+class Cause(NamedTuple):
+    """Why a step is Paddle's own.
+
+    Args:
+        why: in words.
+        way_out: what to do for a fused step.
+    """
+
+    why: str
+    way_out: str
+
+
+TWICE = Cause(
+    "with a parameter that is given twice: Paddle's own step updates it twice",
+    "give each parameter once",
+)
+
+
+def cause(optimizer: Any, params: Iterable[Any]) -> Cause | None:
+    """Why the next step of these parameters is Paddle's own; None if it is a fused one."""
+    return replaced(optimizer) or (TWICE if repeats(params) else None)
+
+
+def replaced(optimizer: Any) -> Cause | None:
+    """The same of what a subclass or the object itself overrides."""
+    names = extension.overridden(optimizer, POINTS)
+    if not names:
+        return None
+    return Cause(
+        f"in {type(optimizer).__name__}, which overrides {', '.join(names)}: that is called by "
+        f"paddle.optimizer's own step only",
+        "override step() alone, and call super().step() there",
+    )
+
+
+def repeats(params: Iterable[Any]) -> bool:
+    """Whether one of the parameters is there twice."""
+    places = [id(p) if paddle.in_dynamic_mode() else p.name for p in params]
+    return len(set(places)) != len(places)
+
+
+def refuse(optimizer: Any, because: Cause, used: list[str]) -> None:
+    """Raise if Paddle's own step cannot be taken.
+
+    Args:
+        optimizer: the optimizer.
+        because: why it would be.
+        used: options of isostep that it does not have.
+
+    Raises:
+        HyperparameterError: there are such options.
+        ParameterError: Paddle has no such class.
+    """
+    extension.refuse(used, *because)
+    if not _has_own_step(type(optimizer)):
+        raise ParameterError(
+            f"Paddle has no {extension.drop_in_of(type(optimizer)).__name__}, which is asked for "
+            f"{because.why}; {because.way_out}"
+        )
+
+
+def check_subclass(cls: type) -> None:
+    """Refuse a user's class whose overrides no step would call.
+
+    Raises:
+        TypeError: Paddle has no class of this rule, and the subclass overrides a part of its step.
+    """
+    if "rule" in vars(cls) or _has_own_step(cls):
+        return
+    made = extension.drop_in_of(cls)
+    names = [n for n in POINTS if getattr(cls, n, None) is not getattr(made, n, None)]
+    if names:
+        raise TypeError(
+            f"{cls.__name__} overrides {', '.join(names)}, which nothing calls: Paddle has no "
+            f"{made.__name__}; override step(), or define _append_optimize_op() as well"
+        )
+
+
+def _has_own_step(cls: Any) -> bool:
+    return cls._append_optimize_op is not paddle.optimizer.Optimizer._append_optimize_op
