@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -81,6 +82,7 @@ def main(
     Exit status: 0 if every difference is justified in peers/justified.toml. 1 if not, or if a suite
     could not run that --only or --checkouts asked for. 2 for wrong options.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what runs, as Ctrl-C does
     chosen = _chosen(only)
     listed = justified.load(SUITES)
     view = View(Console(stderr=True))
@@ -144,8 +146,8 @@ def _run(
         if side not in sides:
             with view.side(f"{suite.name}, {side}") as progress:
                 sides[side] = runner.run(suite, side, checkouts, progress, tests, limit)
-    if theirs is None and not tests:
-        kept.write(suite, checkouts, sides[THEIRS])
+            if side == THEIRS and not tests:
+                kept.write(suite, checkouts, sides[side])
     return results.of(suite, sides[THEIRS], sides[OURS], time.perf_counter() - begin)
 
 
