@@ -10,6 +10,9 @@ test as it begins, and its outcome.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +23,8 @@ from peers import places
 from peers.counting import Counts
 
 OURS, THEIRS = "ours", "theirs"
+CHILD = "ISOSTEP_PEERS_CHILD"
+"""The variable that tells the processes which tests start what to substitute."""
 WORST = ("failed", "skipped", "passed")
 """Outcomes of a test's phases, the one that decides first."""
 MESSAGE = 2000
@@ -42,13 +47,29 @@ def pytest_configure(config: Any) -> None:
         return
     found = places.load(peer)
     found.prepare()
-    counts = Counts(found.tracing)
+    record = config.getoption("--record") or Path(os.devnull)
+    path = Path(tempfile.mkdtemp(prefix="isostep-peers-")) / "counts"
+    config.add_cleanup(lambda: shutil.rmtree(path.parent))
+    counts = Counts(found.tracing, path)
     if config.getoption("--side") == OURS:
         found.substitute()
         counts.watch(found)
-    record = config.getoption("--record")
-    if record is not None:
-        config.pluginmanager.register(Recorder(counts, record.open("a", buffering=1)))
+        os.environ[CHILD] = f"{peer}:{path}"
+        config.add_cleanup(lambda: os.environ.pop(CHILD))
+    config.pluginmanager.register(Recorder(counts, record.open("a", buffering=1)))
+
+
+def substitute_in_child(told: str) -> None:
+    """Substitute in a process that a test has started.
+
+    Args:
+        told: the peer, a colon, and the file of counts.
+    """
+    peer, _, path = told.partition(":")
+    found = places.load(peer)
+    found.prepare()
+    found.substitute()
+    Counts(found.tracing, Path(path)).watch(found)
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 from peers.suites import APART, Suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CHILDREN = Path(__file__).resolve().parent / "children"
+"""What the processes that tests start need."""
 POLL = 0.1
 """Seconds between two looks at what a process has written."""
 OUTSIDE_LIMIT = 300.0
@@ -156,7 +158,7 @@ def command(suite: Suite, side: str, root: Path, files: Sequence[str]) -> list[s
 
 def environment(suite: Suite, root: Path) -> dict[str, str]:
     """The variables that a suite's process needs, and those of this process."""
-    folders = [REPOSITORY, *([APART] if suite.apart else [])]
+    folders = [CHILDREN, REPOSITORY, *([APART] if suite.apart else [])]
     folders += [root / suite.helpers] if suite.helpers else []
     path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **ENVIRONMENT, **suite.environment, "PYTHONPATH": path}

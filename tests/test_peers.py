@@ -27,7 +27,7 @@ class Adam:
 TABLE = {"adam": Adam}
 """
 TESTS = """
-import os, time
+import os, subprocess, sys, time
 import pytest
 from toy import TABLE, Adam
 
@@ -41,6 +41,11 @@ def test_steps():
 
 def test_differs():
     assert Adam.__module__ == "toy"
+
+def test_starts_a_process():
+    code = "from toy import Adam; optimizer = Adam(); optimizer.step(); print(Adam.__module__, end='')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == Adam.__module__
 
 def test_skips():
     pytest.skip("not here")
@@ -85,6 +90,7 @@ def test_a_suite_outlives_tests_that_end_or_stop_its_process(toy: Suite, tmp_pat
         "test_passes": "passed",
         "test_steps": "passed",
         "test_differs": "failed",
+        "test_starts_a_process": "passed",
         "test_skips": "skipped",
         "test_crashes": runner.CRASHED,
         "test_hangs": runner.TOO_LONG,
@@ -92,7 +98,8 @@ def test_a_suite_outlives_tests_that_end_or_stop_its_process(toy: Suite, tmp_pat
     }
     assert ours.outcomes["test_toy.py::test_steps"].made == 1
     assert ours.outcomes["test_toy.py::test_steps"].steps == 2
-    assert compare.touched(ours.outcomes) == 2
+    assert ours.outcomes["test_toy.py::test_starts_a_process"].steps == 1
+    assert compare.touched(ours.outcomes) == 3
     assert compare.touched(theirs.outcomes) == 0
     found = compare.differences(theirs.outcomes, ours.outcomes)
     assert [d.test for d in found if d.theirs == "passed"] == ["test_toy.py::test_differs"]
@@ -136,11 +143,11 @@ def test_every_name_and_container_is_replaced_and_containers_stay_themselves() -
 
 @pytest.mark.parametrize("method", ["__init__", "__new__"])
 def test_counting_changes_no_signature_and_counts_nothing_while_tracing(
-    method: str, monkeypatch: pytest.MonkeyPatch
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_Ours, method, vars(_Ours)[method])  # put back afterwards
     before, traced = inspect.signature(getattr(_Ours, method)), False
-    counts = Counts(lambda: traced)
+    counts = Counts(lambda: traced, tmp_path / "counts")
     counts.watch(_places([(_Ours, method)]))
     assert inspect.signature(getattr(_Ours, method)) == before
     assert _Ours(rate=0.5).rate == 0.5
@@ -152,9 +159,9 @@ def test_counting_changes_no_signature_and_counts_nothing_while_tracing(
     assert counts.made == 0
 
 
-def test_a_method_that_is_gone_is_named() -> None:
+def test_a_method_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="_Ours defines no gone"):
-        Counts(lambda: False).watch(_places([(_Ours, "gone")]))
+        Counts(lambda: False, tmp_path / "counts").watch(_places([(_Ours, "gone")]))
 
 
 def _places(constructs: list[tuple[type, str]]) -> Places:
