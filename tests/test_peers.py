@@ -43,7 +43,7 @@ def test_differs():
     assert Adam.__module__ == "toy"
 
 def test_starts_a_process():
-    code = "from toy import Adam; optimizer = Adam(); optimizer.step(); print(Adam.__module__, end='')"
+    code = "import toy; made = toy.Adam(); made.step(); print(toy.Adam.__module__, end='')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout == Adam.__module__
 
