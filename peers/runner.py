@@ -33,6 +33,8 @@ FINISHED = (0, 1, 2, 5)
 RESTARTS = 50
 """Processes for one set of files, after which the rest counts as not run."""
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "agg"}
+DEFAULTS = {"OMP_NUM_THREADS": "1"}
+"""Variables for who has not set them: tensors in tests are small, and threads only slow them."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ def environment(suite: Suite, root: Path) -> dict[str, str]:
     folders = [CHILDREN, REPOSITORY, *([APART] if suite.apart else [])]
     folders += [root / suite.helpers] if suite.helpers else []
     path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **ENVIRONMENT, **suite.environment, "PYTHONPATH": path}
+    return {**DEFAULTS, **os.environ, **ENVIRONMENT, **suite.environment, "PYTHONPATH": path}
 
 
 class _Process:
