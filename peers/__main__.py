@@ -148,7 +148,8 @@ def _run(
                 sides[side] = runner.run(suite, side, checkouts, progress, tests, limit)
             if side == THEIRS and not tests:
                 kept.write(suite, checkouts, sides[side])
-    return results.of(suite, sides[THEIRS], sides[OURS], time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return results.of(suite, sides[THEIRS], sides[OURS], seconds, suite.absent(checkouts))
 
 
 def _faults(result: Result, tests: str) -> list[str]:
@@ -166,6 +167,8 @@ def _tell(result: Result, view: View) -> None:
         view.say(f"  {difference.test}: {difference.theirs}, with isostep {difference.ours}")
         if difference.message:
             view.say("    " + difference.message.strip()[-SHOWN:].replace("\n", "\n    "))
+    if result.absent:
+        view.say(f"  no file matches {', '.join(result.absent)}")
     for fault in result.faults[len(result.unjustified) :]:
         view.say(f"  {fault}")
 

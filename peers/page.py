@@ -80,9 +80,10 @@ def _differing(result: Result) -> str:
 def _differences(known: Sequence[tuple[Suite, Result | None]]) -> str:
     text = ["\n## Differences\n\n"]
     for suite, result in known:
-        if result is not None and (result.differences or result.faults):
+        if result is not None and (result.differences or result.faults or result.absent):
             text.append(f"{suite.title}:\n\n")
             text += [_line(d) for d in result.differences]
+            text += [f"- `{pattern}`: no such file; not run.\n" for pattern in result.absent]
             text += [f"- {fault}\n" for fault in _other_faults(result)]
             text.append("\n")
     return "".join(text) if len(text) > 1 else "\n## Differences\n\nNone.\n"

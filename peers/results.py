@@ -37,6 +37,7 @@ class Result:
         differences: every test that ends otherwise.
         outdated: ids that the list of justified differences has and that do not differ.
         errors: what went wrong outside of tests.
+        absent: patterns of the suite that matched no file.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class Result:
     differences: list[Difference] = field(default_factory=list)
     outdated: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def unjustified(self) -> list[Difference]:
@@ -79,7 +81,7 @@ class Result:
         return cls(**fields, differences=made)
 
 
-def of(suite: Suite, theirs: Run, ours: Run, seconds: float) -> Result:
+def of(suite: Suite, theirs: Run, ours: Run, seconds: float, absent: list[str]) -> Result:
     """The result of both runs, before anything is justified."""
     return Result(
         suite=suite.name,
@@ -95,6 +97,7 @@ def of(suite: Suite, theirs: Run, ours: Run, seconds: float) -> Result:
         seconds=round(seconds),
         differences=compare.differences(theirs.outcomes, ours.outcomes),
         errors=list(dict.fromkeys([*theirs.errors, *ours.errors])),
+        absent=absent,
     )
 
 

@@ -89,16 +89,18 @@ class Suite:
         """The files, below the root, in order.
 
         Raises:
-            FileNotFoundError: a pattern matches no file, or there is no checkout.
+            FileNotFoundError: there are none, or there is no checkout.
         """
         root = self.root(checkouts)
-        found: list[str] = []
-        for pattern in self.files:
-            some = sorted(p.relative_to(root).as_posix() for p in root.glob(pattern))
-            if not some:
-                raise FileNotFoundError(f"{root / pattern}: no such file")
-            found += [path for path in some if path not in found]
-        return found
+        found = [p.relative_to(root).as_posix() for f in self.files for p in sorted(root.glob(f))]
+        if not found:
+            raise FileNotFoundError(f"{root} has none of {', '.join(self.files)}")
+        return list(dict.fromkeys(found))
+
+    def absent(self, checkouts: Path | None) -> list[str]:
+        """Patterns that no file matches: frameworks rename and remove tests."""
+        root = self.root(checkouts)
+        return [pattern for pattern in self.files if not any(root.glob(pattern))]
 
 
 def _keras(backend: str, title: str) -> Suite:
