@@ -137,6 +137,8 @@ class FusedStep(torch.optim.Optimizer):
         if found is not None and float(found) != 0.0:
             self._skipped += 1
             return
+        if self._idle():
+            return
         binding = self._bound()
         self._ran_own = False
         try:
@@ -145,6 +147,11 @@ class FusedStep(torch.optim.Optimizer):
             self._iteration = binding.stepper.iteration
             self._skipped += binding.stepper.skipped
             binding.stepper.skipped = 0
+
+    def _idle(self) -> bool:
+        """Whether there is nothing to do: no gradient at all. Then torch looks at no setting."""
+        params = (p for group in self.param_groups for p in group["params"])
+        return all(p.grad is None for p in params) and not self._extras.used()
 
     def _bound(self) -> Binding:
         if self._binding is None or self._binding.stale(self.param_groups, self.state):

@@ -71,6 +71,16 @@ def test_a_number_out_of_range_is_named_and_nothing_is_changed() -> None:
     assert_same_bits(bits(twins.b), before)
 
 
+def test_without_gradients_no_number_is_looked_at() -> None:
+    """OneCycleLR may be asked for a momentum of 22; torch steps an empty model with it."""
+    twins = Twins("AdamW", betas=(0.9, 0.99))
+    both(twins, lambda group: group.update(betas=(22.0, 0.99)))
+    twins.step([None] * len(twins.a_params))
+    assert not twins.b.state
+    both(twins, lambda group: group.update(betas=(0.9, 0.99)))
+    twins.run(2)
+
+
 @pytest.mark.parametrize("dampening", [0.0, 0.4])
 def test_momentum_switched_on_off_and_on(dampening: float) -> None:
     """torch's first buffer is the first gradient, undampened, and an old buffer is taken up."""
