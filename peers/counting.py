@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers.places import Method, Places
+from peers.places import Places, owner
 
 MADE, STEP = b"m", b"s"
 
@@ -57,14 +57,9 @@ class Counts:
         for method in places.steps:
             self._wrap(method, STEP)
 
-    def _wrap(self, method: Method, event: bytes) -> None:
-        owner, name = method
-        found = vars(owner).get(name)
-        if found is None:
-            raise AttributeError(
-                f"{owner.__module__}.{owner.__name__} defines no {name}, which peers counts: "
-                f"name the method that takes its place in peers/places"
-            )
+    def _wrap(self, method: str, event: bytes) -> None:
+        cls, name = owner(method)
+        found = vars(cls)[name]
         original = found.__func__ if isinstance(found, staticmethod) else found
         tracing, file = self._tracing, self._file
 
@@ -74,4 +69,4 @@ class Counts:
                 os.write(file, event)
             return original(*args, **kwargs)
 
-        setattr(owner, name, staticmethod(counted) if original is not found else counted)
+        setattr(cls, name, staticmethod(counted) if original is not found else counted)

@@ -63,7 +63,7 @@ class Result:
         found = [f"{d.test}: {d.theirs}, with isostep {d.ours}" for d in self.unjustified]
         found += [f"{test}: listed as justified, but does not differ" for test in self.outdated]
         found += self.errors
-        if not sum(self.theirs.values()):
+        if not sum(self.theirs.values()) or not sum(self.ours.values()):
             found.append("no test ran")
         elif not self.touched:
             found.append("no test used isostep's optimizers, so that it shows nothing")
@@ -83,6 +83,7 @@ class Result:
 
 def of(suite: Suite, theirs: Run, ours: Run, seconds: float, absent: list[str]) -> Result:
     """The result of both runs, before anything is justified."""
+    both = theirs.outcomes and ours.outcomes  # else the errors say why
     return Result(
         suite=suite.name,
         day=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -95,7 +96,7 @@ def of(suite: Suite, theirs: Run, ours: Run, seconds: float, absent: list[str]) 
         ours=compare.counts(ours.outcomes),
         touched=compare.touched(ours.outcomes),
         seconds=round(seconds),
-        differences=compare.differences(theirs.outcomes, ours.outcomes),
+        differences=compare.differences(theirs.outcomes, ours.outcomes) if both else [],
         errors=list(dict.fromkeys([*theirs.errors, *ours.errors])),
         absent=absent,
     )

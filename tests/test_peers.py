@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from peers.places.tf_keras import installed
 from peers.runner import Outcome
 from peers.suites import SUITES, Suite
 
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef)
 PASSED, FAILED = Outcome("passed"), Outcome("failed", message="1 is not 2")
 TOY = """
 class Adam:
@@ -148,7 +151,7 @@ def test_counting_changes_no_signature_and_counts_nothing_while_tracing(
     monkeypatch.setattr(_Ours, method, vars(_Ours)[method])  # put back afterwards
     before, traced = inspect.signature(getattr(_Ours, method)), False
     counts = Counts(lambda: traced, tmp_path / "counts")
-    counts.watch(_places([(_Ours, method)]))
+    counts.watch(_places([f"{__name__}:_Ours.{method}"]))
     assert inspect.signature(getattr(_Ours, method)) == before
     assert _Ours(rate=0.5).rate == 0.5
     assert counts.made == 1
@@ -161,10 +164,21 @@ def test_counting_changes_no_signature_and_counts_nothing_while_tracing(
 
 def test_a_method_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="_Ours defines no gone"):
-        Counts(lambda: False, tmp_path / "counts").watch(_places([(_Ours, "gone")]))
+        Counts(lambda: False, tmp_path / "counts").watch(_places([f"{__name__}:_Ours.gone"]))
 
 
-def _places(constructs: list[tuple[type, str]]) -> Places:
+@pytest.mark.parametrize("name", ["optax", "keras", "torch", "tf_keras", "paddle"])
+def test_the_methods_that_are_counted_are_there(name: str) -> None:
+    peer = importlib.import_module(f"peers.places.{name}")  # which does not import the framework
+    for method in [*peer.CONSTRUCTS, *peer.STEPS]:
+        module, _, rest = method.partition(":")
+        source = Path(__file__).parent.parent / f"{module.replace('.', '/')}.py"
+        classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
+        defined = {f"{c.name}.{m.name}" for c in classes for m in c.body if isinstance(m, _DEFINES)}
+        assert rest in defined
+
+
+def _places(constructs: list[str]) -> Places:
     return Places(pairs=[], modules=[], constructs=constructs, steps=[])
 
 

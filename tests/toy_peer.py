@@ -23,6 +23,6 @@ def places() -> Places:
     return Places(
         pairs=[(toy.Adam, Ours)],
         modules=["toy"],
-        constructs=[(Ours, "__init__")],
-        steps=[(Ours, "step")],
+        constructs=["tests.toy_peer:Ours.__init__"],
+        steps=["tests.toy_peer:Ours.step"],
     )

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-Method = tuple[Any, str]
-"""A class and the name of one of its methods."""
-
 
 def _nothing() -> None:
     return None
@@ -31,7 +28,8 @@ class Places:
     Args:
         pairs: each optimizer of the framework with isostep's.
         modules: the framework's packages, whose names are replaced.
-        constructs, steps: methods of isostep's classes that are counted.
+        constructs, steps: methods of isostep's classes that are counted, as
+            `module:class.method`; the class itself must define them.
         tracing: whether the framework is tracing Python just now, when counting would leave marks
             in the program that it makes.
         prepare: runs first, on both sides.
@@ -39,8 +37,8 @@ class Places:
 
     pairs: Sequence[tuple[Any, Any]]
     modules: Sequence[str]
-    constructs: Sequence[Method]
-    steps: Sequence[Method]
+    constructs: Sequence[str]
+    steps: Sequence[str]
     tracing: Callable[[], bool] = _never
     prepare: Callable[[], None] = _nothing
 
@@ -58,6 +56,23 @@ def load(name: str) -> Places:
         name: a module of this package, or the full name of a module elsewhere.
     """
     return import_module(name if "." in name else f"peers.places.{name}").places()
+
+
+def owner(method: str) -> tuple[Any, str]:
+    """The class of a method that is counted, and the method's name.
+
+    Raises:
+        AttributeError: the class does not define it.
+    """
+    module, _, rest = method.partition(":")
+    cls, _, name = rest.partition(".")
+    found = getattr(import_module(module), cls)
+    if name not in vars(found):
+        raise AttributeError(
+            f"{module}.{cls} defines no {name}, which peers counts: name in peers/places the "
+            f"method that takes its place"
+        )
+    return found, name
 
 
 def pairs(theirs: Any, ours: Any) -> list[tuple[Any, Any]]:

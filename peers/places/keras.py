@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from peers.places import Places, pairs
 
+CONSTRUCTS = ["isostep.keras_api:FusedOptimizer.__init__"]
+STEPS = ["isostep.keras.optimizer:FusedApply._backend_apply_gradients"]
+
 
 def places() -> Places:
     """Where Keras' optimizers are found."""
     import keras
 
     import isostep.keras
-    from isostep.keras.optimizer import FusedApply
-    from isostep.keras_api import FusedOptimizer
 
     return Places(
         pairs=pairs(keras.optimizers, isostep.keras),
         modules=["keras"],
-        constructs=[(FusedOptimizer, "__init__")],
-        steps=[(FusedApply, "_backend_apply_gradients")],
+        constructs=CONSTRUCTS,
+        steps=STEPS,
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from peers.places import Places, pairs
 
+CONSTRUCTS = ["isostep.jax.optimizer:Optimizer.__new__"]
+STEPS = ["isostep.jax.optimizer:Steps.update", "isostep.jax.optimizer:Steps.apply"]
+
 
 def places() -> Places:
     """Where optax' optimizers are found."""
@@ -11,7 +14,6 @@ def places() -> Places:
     from absl import flags
 
     import isostep.jax
-    from isostep.jax.optimizer import Optimizer, Steps
 
     def prepare() -> None:
         flags.FLAGS(["pytest"])  # its tests read flags, which absl's own runner would parse
@@ -19,7 +21,7 @@ def places() -> Places:
     return Places(
         pairs=pairs(optax, isostep.jax),
         modules=["optax"],
-        constructs=[(Optimizer, "__new__")],
-        steps=[(Steps, "update"), (Steps, "apply")],
+        constructs=CONSTRUCTS,
+        steps=STEPS,
         prepare=prepare,
     )

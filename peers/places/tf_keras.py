@@ -6,20 +6,21 @@ import re
 
 from peers.places import Places, pairs
 
+CONSTRUCTS = ["isostep.keras_api:FusedOptimizer.__init__"]
+STEPS = ["isostep.tf_keras.optimizer:FusedApply._internal_apply_gradients"]
+
 
 def places() -> Places:
     """Where tf_keras' optimizers are found."""
     import tf_keras
 
     import isostep.tf_keras
-    from isostep.keras_api import FusedOptimizer
-    from isostep.tf_keras.optimizer import FusedApply
 
     return Places(
         pairs=pairs(tf_keras.optimizers, isostep.tf_keras),
         modules=["tf_keras"],
-        constructs=[(FusedOptimizer, "__init__")],
-        steps=[(FusedApply, "_internal_apply_gradients")],
+        constructs=CONSTRUCTS,
+        steps=STEPS,
     )
 
 

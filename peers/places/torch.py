@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from peers.places import Places, pairs
 
+CONSTRUCTS = ["isostep.torch.optimizer:FusedStep.__init__"]
+STEPS = [
+    "isostep.torch.optimizer:FusedStep._fused_step",
+    "isostep.torch.optimizer:FusedStep._own_step",
+]
+
 
 def places() -> Places:
     """Where torch.optim's classes are found."""
     import torch
 
     import isostep.torch
-    from isostep.torch.optimizer import FusedStep
 
     return Places(
         pairs=pairs(torch.optim, isostep.torch),
         modules=["torch"],
-        constructs=[(FusedStep, "__init__")],
-        steps=[(FusedStep, "_fused_step")],
+        constructs=CONSTRUCTS,
+        steps=STEPS,
         tracing=torch.compiler.is_compiling,
     )
