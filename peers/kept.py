@@ -19,7 +19,8 @@ FOLDER = REPOSITORY / ".peers"
 
 def key(suite: Suite, checkouts: Path | None) -> str:
     """What the outcomes depend on."""
-    found = hashlib.sha256(f"{suite} {suite.version} {platform.python_version()}".encode())
+    stated = (suite.version, platform.python_version(), suite.environment, suite.arguments)
+    found = hashlib.sha256(repr(stated).encode())
     root = suite.root(checkouts)
     for path in suite.paths(checkouts):
         found.update(path.encode() + (root / path).read_bytes())

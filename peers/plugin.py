@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -45,6 +46,7 @@ def pytest_configure(config: Any) -> None:
     peer = config.getoption("--peer")
     if peer is None:
         return
+    del sys.argv[1:]  # tests that read flags would find pytest's
     found = places.load(peer)
     found.prepare()
     record = config.getoption("--record") or Path(os.devnull)
