@@ -21,7 +21,7 @@ from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError, ParameterError
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import Slots
-from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.hyper import Factor, Hyperparameters, rate_of
 from isostep.paddle.powers import Powers
 from isostep.paddle.tensors import addresses, check_steppable, dtype_name, numpy_view, view_at
 from isostep.report import Report
@@ -54,7 +54,7 @@ class Binding:
         self._owners: list[int] = []
         self._places: dict[int, int] = {}
         self._raw: list[Any] = []
-        self._factors: list[float] = []
+        self._factors: list[Factor] = []
         self._apart = False
         self._by_name: dict[str, Any] = {}
         self._slots = Slots(optimizer, self._by_name, optimizer.spelling.slots)
@@ -248,7 +248,7 @@ class Binding:
             self._powers.set_betas(self._values())
         rate = self._optimizer.rate()
         for group, factor in zip(self.stepper.groups, self._factors, strict=True):
-            group.values["lr"] = rate * factor
+            group.values["lr"] = rate_of(rate, factor)
 
     # -- gradients -------------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ each parameter (`optimize_attr`, `regularizer`, `need_clip`), and functions of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+import paddle
 from paddle.nn import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
 from paddle.regularizer import L2Decay
 
@@ -22,6 +24,29 @@ from isostep.stepper import HyperGroup
 
 OF_ALL = ("amsgrad",)
 """Arguments that Paddle does not look for in groups."""
+
+
+@dataclass(frozen=True)
+class OwnRate:
+    """A tensor where a factor on the learning rate is due: Paddle takes it for the rate itself.
+
+    Args:
+        value: a number; in a program its variable.
+    """
+
+    value: Any
+
+    def __mul__(self, ratio: float) -> OwnRate:
+        return OwnRate(self.value * ratio)
+
+
+Factor = float | OwnRate
+"""On the learning rate of an optimizer."""
+
+
+def rate_of(rate: Any, factor: Factor) -> Any:
+    """The learning rate of some parameters, given the optimizer's."""
+    return factor.value if isinstance(factor, OwnRate) else rate * factor
 
 
 class Hyperparameters:
@@ -103,7 +128,7 @@ class Hyperparameters:
             return own is not None
         return not isinstance(own, float | None)
 
-    def groups(self, raw: list[Any]) -> tuple[list[HyperGroup], list[int], list[float]]:
+    def groups(self, raw: list[Any]) -> tuple[list[HyperGroup], list[int], list[Factor]]:
         """Parameters with the same hyperparameters as one group each.
 
         Returns:
@@ -117,7 +142,7 @@ class Hyperparameters:
         apart = self.foreign(raw)
         found: dict[Any, int] = {}
         groups: list[HyperGroup] = []
-        factors: list[float] = []
+        factors: list[Factor] = []
         membership: list[int] = []
         for k, owner in enumerate(owners):
             scale = scales[k] * (1.0 if ratios is None else ratios[k])
@@ -146,8 +171,11 @@ class Hyperparameters:
         rescale = getattr(self._optimizer, "_rescale_grad", 1.0)
         if clip is not None and rescale != 1.0:  # which comes after Paddle's clipping
             clip = Clip(**{clip.kind: clip.threshold * rescale})
-        extras = {"rate x": scale, "decay": decay} if scale != 1.0 else {"decay": decay}
-        words = [f"{name} {value:g}" for name, value in extras.items() if value]
+        own = isinstance(scale, OwnRate)
+        extras = {"rate x": scale, "decay": decay} if scale != 1.0 and not own else {"decay": decay}
+        words = ["own rate"] * own + [
+            f"{name} {value:g}" for name, value in extras.items() if value
+        ]
         words += ["not clipped"] * (clip is not None and not clipped)
         return HyperGroup(
             ", ".join([f"group {owner}", *words]),
@@ -209,14 +237,19 @@ def _attributes(params: Sequence[Any], name: str, default: Any) -> list[Any]:
         return [getattr(p, name, default) for p in params]
 
 
-def _scales(params: Sequence[Any]) -> list[float]:
+def _scales(params: Sequence[Any]) -> list[Factor]:
     """The factor on the learning rate of each parameter."""
     attributes = _attributes(params, "optimize_attr", None)
     found = [(a or {}).get("learning_rate", 1.0) for a in attributes]
-    return [
-        scale if type(scale) is float else float(_plain("learning_rate of a parameter", scale))
-        for scale in found
-    ]
+    return [scale if type(scale) is float else _factor(scale) for scale in found]
+
+
+def _factor(scale: Any) -> Factor:
+    if not isinstance(scale, paddle.Tensor) and hasattr(scale, "get_defining_op"):
+        # a variable of a program
+        return OwnRate(scale)
+    number = float(_plain("learning_rate of a parameter", scale))
+    return OwnRate(number) if isinstance(scale, paddle.Tensor) else number
 
 
 def _ratio(ratio: Any, param: Any) -> float:

@@ -10,7 +10,7 @@ from isostep import dialects, rules
 from isostep.errors import ParameterError
 from isostep.functional import stand_in
 from isostep.paddle.accumulators import unkept
-from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.hyper import Factor, Hyperparameters, rate_of
 from isostep.paddle.tensors import dtype_name
 from isostep.plan import Plan
 from isostep.rules import Rule
@@ -34,7 +34,7 @@ def dry(optimizer: Any, rule: Rule, frozen: bool = False) -> Stepper:
     hyper = Hyperparameters(optimizer, rule, optimizer.spelling)
     raw = hyper.raw(params, optimizer.owners([(p, None) for p in params]))
     rate = optimizer.rate()
-    return of_stand_ins(optimizer, hyper, raw, params, lambda factor: rate * factor)
+    return of_stand_ins(optimizer, hyper, raw, params, lambda factor: rate_of(rate, factor))
 
 
 def of_stand_ins(
@@ -42,7 +42,7 @@ def of_stand_ins(
     hyper: Hyperparameters,
     raw: list[Any],
     params: Sequence[Any],
-    rate: Callable[[float], Any],
+    rate: Callable[[Factor], Any],
     engine: Engine | None = None,
 ) -> Stepper:
     """A stepper of what has shape and dtype and no memory.

@@ -19,7 +19,7 @@ from isostep.errors import GradientError, HyperparameterError
 from isostep.functional import FunctionalStep
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import Slots
-from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.hyper import Factor, Hyperparameters, OwnRate
 from isostep.paddle.namespace import PaddleNamespace, Value, bare
 from isostep.paddle.planning import of_stand_ins
 from isostep.paddle.powers import POWERS, powers
@@ -207,8 +207,10 @@ class ArrayStep:
         return float(self.stepper.groups[self._group_of[name]].values[beta])
 
 
-def _times(rate: Any, factor: float) -> Any:
+def _times(rate: Any, factor: Factor) -> Any:
     """The learning rate of a group; of a variable, a function that gives it."""
+    if isinstance(factor, OwnRate):
+        rate, factor = factor.value, 1.0
     if isinstance(rate, float):
         return rate * factor
     return lambda _: XP.apply("mul", [Value(rate), factor])

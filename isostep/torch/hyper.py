@@ -28,13 +28,15 @@ class Hyperparameters:
         self._rule, self._extras = rule, extras
         self.torch: Spelling = dialects.get("torch").spelling(rule)
         self.style: Spelling = extras.style.spelling(rule)
+        names = self.torch.names.items()  # torch asks of its flags whether they are true
+        self._flags = {a for h, a in names if isinstance(rule.hyperparameter(h).default, bool)}
         self._foreign = extras.dialect != "torch"
 
     def raw(self, groups: list[dict[str, Any]]) -> list[list[Any]]:
         """What is set now, to be compared with what was set before."""
         return [
             [
-                *(_plain(group[a]) for a in self.torch.arguments if a in group),
+                *self._given(group).values(),
                 group.get("maximize"),
                 group.get(DECOUPLED),
                 group.get("lr_ratio"),
@@ -60,13 +62,21 @@ class Hyperparameters:
 
     def values(self, group: dict[str, Any]) -> dict[str, Any]:
         """Every hyperparameter of the rule for one group."""
-        given = {a: _plain(group[a]) for a in self.torch.arguments if a in group}
+        given = self._given(group)
         # Schedulers may end a rounding error below zero, which torch steps with.
         lr = given.pop("lr")
         values = self.torch.resolve(self._rule, given)
         if self._foreign:
             values = self._in_style(values)
         return values | {"lr": lr * group.get("lr_ratio", 1.0)}
+
+    def _given(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What the group sets of torch's arguments, as Python numbers and truths."""
+        return {
+            a: bool(group[a]) if a in self._flags else _plain(group[a])
+            for a in self.torch.arguments
+            if a in group
+        }
 
     def _in_style(self, values: dict[str, Any]) -> dict[str, Any]:
         """torch's numbers in the form of another dialect."""

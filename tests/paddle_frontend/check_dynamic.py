@@ -42,6 +42,17 @@ def test_groups_scale_the_rate_and_set_the_decay(name: str) -> None:
     assert both(name, **how) < EXACT
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_tensor_as_the_rate_of_a_group_is_the_rate_itself(name: str) -> None:
+    """A number is a factor on the optimizer's."""
+
+    def groups(params: list[Any]) -> Any:
+        own = paddle.to_tensor(0.25, dtype="float64")
+        return [{"params": params[:2], "learning_rate": own}, {"params": params[2:]}]
+
+    assert both(name, groups=groups, **RULES[name]) < EXACT
+
+
 def test_groups_set_what_the_class_lets_them() -> None:
     def groups(params: list[Any]) -> Any:
         return [

@@ -186,6 +186,27 @@ def test_groups_work_in_programs() -> None:
     assert apart(expected, found) < EXACT
 
 
+def test_a_variable_as_the_rate_of_a_parameter_is_the_rate_itself() -> None:
+    results: list[Any] = []
+    for classes in (paddle.optimizer, isostep.paddle):
+        paddle.enable_static()
+        main, start = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(main, start):
+            rate = paddle.static.data("rate", [1], "float64")
+            half = paddle.nn.initializer.Constant(0.5)
+            w = paddle.static.create_parameter([3], "float64", default_initializer=half)
+            w.optimize_attr["learning_rate"] = rate
+            loss = (w * paddle.to_tensor(WEIGHTS["linear_1.b_0"])).sum()
+            classes.Momentum(learning_rate=0.1, momentum=0.5).minimize(loss)
+        executor = paddle.static.Executor()
+        executor.run(start)
+        for value in (0.25, 0.125):
+            [found] = executor.run(main, feed={"rate": np.array([value])}, fetch_list=[w])
+        results.append(found)
+    assert np.abs(results[0] - 0.5).max() > 0.1
+    np.testing.assert_allclose(results[1], results[0], rtol=EXACT)
+
+
 def test_a_scheduler_sets_the_rate_of_a_program() -> None:
     def ours(make: Any) -> dict[str, Any]:
         rate = paddle.optimizer.lr.StepDecay(0.5, 2, 0.5)
