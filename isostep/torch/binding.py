@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.autograd.graph import increment_version
+from torch.optim.optimizer import _device_dtype_check_for_fused as check_fused
 
 from isostep.engines.array import ArrayRunner
 from isostep.engines.cohort import Runner
@@ -206,6 +207,9 @@ class Binding:
         for place, param in zip(places, params, strict=True):
             check_steppable(param, self._names[place], self.stepper.rule.name)
         steps = [self._counts.read(param) for param in params]
+        for place, param, count in zip(places, params, steps, strict=True):
+            if not count and self.groups[self._group_of[place]].get("fused"):
+                check_fused(param)  # which torch does at the first step
         for place, param, count in zip(places, params, steps, strict=True):
             array = numpy_view(param) if native else stand_in(param)
             own = None if native else Held(param)

@@ -48,7 +48,7 @@ class StateTensors:
         key = self._slots.get(name, name)
         shape, order = _shape(leaf, param, per), _order(leaf, param)
         tensor = kept.get(key)
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or (tensor.is_meta and not param.is_meta):
             number = isinstance(initial, float | int)
             fill = float(initial) if number else 0.0
             tensor = new_tensor(shape, order, TORCH_DTYPES[dtype.name], param, fill)
@@ -233,7 +233,8 @@ class StepCounts:
         """
         kept = self._state.get(param, {})
         if self._keeps_step:
-            return int(kept.get("step", 0))
+            step = kept.get("step", 0)
+            return 0 if isinstance(step, torch.Tensor) and step.is_meta else int(step)
         return int(any(isinstance(kept.get(key), torch.Tensor) for key in self._slots))
 
     def add(self, params: Sequence[torch.Tensor], steps: Sequence[int]) -> None:

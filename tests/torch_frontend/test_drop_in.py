@@ -319,6 +319,38 @@ class TestImpossibleWishes:
     def test_foreach_and_fused_are_taken_as_wishes_for_speed(self, wish: str) -> None:
         Twins("AdamW", mine={wish: True}, **FULL["AdamW"]).run(2)
 
+    @pytest.mark.parametrize("name", ["SGD", "Adagrad", "Adam", "AdamW"])
+    def test_fused_is_refused_where_torch_has_no_fused_kernel(self, name: str) -> None:
+        for classes in (made_by_torch, made_by_us):
+            params = make_params(torch.complex128)
+            optimizer = classes(name)(params, fused=True)
+            give(params, make_grads(params, 0))
+            with pytest.raises(RuntimeError, match=r"fused=True.* floating point Tensors"):
+                optimizer.step()
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_model_that_is_made_on_the_meta_device_and_filled_later(self, name: str) -> None:
+        """State that was made beside it has no values: it begins anew."""
+        with torch.device("meta"):
+            model = nn.Linear(3, 2, dtype=torch.float64)
+        optimizer = made_by_us(name)(model.parameters(), **FULL[name])
+        optimizer.step()
+        torch.__future__.set_swap_module_params_on_conversion(True)  # else they are other objects
+        try:
+            model.to_empty(device="cpu")
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+        twins = Twins(name, lambda: make_params(shapes=[(2, 3), (2,)]), **FULL[name])
+        params = list(model.parameters())
+        with torch.no_grad():
+            for p, start in zip(params, twins.a_params, strict=True):
+                p.copy_(start)
+        for step in range(2):
+            give(params, make_grads(params, step))
+            optimizer.step()
+            twins.step()
+        assert all(torch.equal(p, q) for p, q in zip(params, twins.b_params, strict=True))
+
     def test_fused_and_differentiable_contradict_each_other(self) -> None:
         with pytest.raises(RuntimeError, match="differentiable"):
             made_by_us("Adam")(make_params(), fused=True, differentiable=True)
