@@ -73,6 +73,7 @@ def _documentation(name: str, rule: rules.Rule) -> str:
         clip: `isostep.Clip(global_norm=...)`, `Clip(norm=...)` or `Clip(value=...)`.
         ema: `isostep.EMA` or its momentum; see `averaged_params`.
         groups: `isostep.Group(pattern, **hyperparameters)` over names; needs named parameters.
+            `lr_ratio` among them is a factor on the learning rate.
         dialect: whose formulas; names and defaults stay torch's.
         decay: `"coupled"` or `"decoupled"`; None is torch's way.
         master_weights: float32 masters of float16 and bfloat16 parameters.

@@ -13,6 +13,7 @@ from isostep import dialects
 from isostep.dialects.base import Dialect
 from isostep.errors import HyperparameterError, ParameterError, UnknownNameError, nearest
 from isostep.groups import Group, as_groups, assign
+from isostep.rates import LR_RATIO
 from isostep.recipe import EMA, NONFINITE, Clip, as_ema
 from isostep.torch.tensors import TORCH_DTYPES
 
@@ -139,7 +140,7 @@ def split(
     """
     patterns = as_groups(groups)
     for key in [key for pattern in patterns for key in pattern.hyperparameters]:
-        if key not in known:
+        if key not in known and key != LR_RATIO.name:
             raise UnknownNameError(f"groups: there is no argument {key!r}{nearest(key, known)}")
     excluded = _excluded(exclude_from_weight_decay)
     if not patterns and not excluded and lr_ratio is None:
@@ -162,10 +163,22 @@ def split(
         settings = dict(patterns[group].hyperparameters) if group >= 0 else {}
         if out:
             settings["weight_decay"] = 0.0
-        if lr_ratio is not None:
-            settings["lr_ratio"] = ratio
+        if lr_ratio is not None or LR_RATIO.name in settings:
+            settings[LR_RATIO.name] = ratio * own_ratio(settings)
         result.append({"params": pairs, **settings})
     return result
+
+
+def own_ratio(settings: Mapping[str, Any]) -> float:
+    """The factor on the learning rate that a group has itself; schedulers move the rate, so it is a
+    number."""
+    given = settings.get(LR_RATIO.name, 1.0)
+    if callable(given):
+        raise HyperparameterError(
+            f"lr_ratio={given!r} is not a number: in torch a scheduler changes the rate, and the "
+            f"factor stays"
+        )
+    return LR_RATIO.check(given)
 
 
 def _excluded(patterns: Any) -> list[Group]:

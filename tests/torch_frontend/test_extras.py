@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import isostep
+from isostep import Group
 from isostep.numpy import Optimizer
 from isostep.torch import SGD, AdamW
 
@@ -179,13 +180,15 @@ class TestGroups:
             AdamW(Twice().named_parameters(), exclude_from_weight_decay=["nrom.*"])
 
     @pytest.mark.parametrize(
-        "ratio",
+        "given",
         [
-            {"embed.*": 0.25, "norm.*": 0.5},
-            lambda name: {"embed": 0.25, "norm": 0.5}.get(name.split(".")[0], 1.0),
+            {"lr_ratio": {"embed.*": 0.25, "norm.*": 0.5}},
+            {"lr_ratio": lambda name: {"embed": 0.25, "norm": 0.5}.get(name.split(".")[0], 1.0)},
+            {"groups": [Group("embed.*", lr_ratio=0.25), Group("norm.*", lr_ratio=0.5)]},
+            {"groups": [Group("embed.*", lr_ratio=0.5)], "lr_ratio": {"[en]*": 0.5}},
         ],
     )
-    def test_layer_wise_rates_follow_a_scheduler(self, ratio: Any) -> None:
+    def test_layer_wise_rates_follow_a_scheduler(self, given: Any) -> None:
         a, b = Twice(), Twice()
         reference = torch.optim.AdamW(
             [
@@ -194,7 +197,7 @@ class TestGroups:
                 {"params": a.head.parameters(), "lr": 0.1},
             ]
         )
-        optimizer = AdamW(b.named_parameters(), lr=0.1, lr_ratio=ratio)
+        optimizer = AdamW(b.named_parameters(), lr=0.1, **given)
         assert {group["lr"] for group in optimizer.param_groups} == {0.1}
         schedulers = [
             torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in (reference, optimizer)
@@ -223,6 +226,8 @@ class TestGroups:
         ("arguments", "said"),
         [
             ({"lr_ratio": 0.1}, r"lr_ratio=0\.1 .*dict"),
+            ({"groups": [Group("*", lr_ratio=-1.0)]}, r"lr_ratio=-1\.0"),
+            ({"groups": [Group("*", lr_ratio=lambda t: 0.1)]}, "scheduler"),
             ({"lr_ratio": [("head.*", 0.1)]}, "lr_ratio=.*dict"),
             ({"lr_ratio": {"haed.*": 0.1}}, r"^lr_ratio: .*haed"),
             ({"exclude_from_weight_decay": "*.bias"}, r"exclude_from_weight_decay='\*\.bias'.*\["),
