@@ -24,7 +24,7 @@ from isostep.dialects import Spelling
 from isostep.errors import HyperparameterError
 from isostep.paddle import accumulators, own_step
 from isostep.paddle.binding import Binding
-from isostep.paddle.hyper import Hyperparameters
+from isostep.paddle.hyper import Hyperparameters, attribute
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
 from isostep.paddle.powers import Powers
@@ -36,6 +36,8 @@ from isostep.stepper import Engine, Options
 
 WIDE = ("Adam", "AdamW", "Adafactor")
 """The rules whose accumulators are float32 also beside a parameter of low precision."""
+UNDECAYED = ("Adam",)
+"""The rules whose classes in Paddle refuse weight decay of a parameter with a sparse gradient."""
 Pairs = Sequence[tuple[Any, Any]]
 Framework: Any = object
 """Stands for the class of Paddle that follows `FusedStep` in the bases."""
@@ -121,6 +123,13 @@ class FusedStep(Framework):
     def clips_per_group(self) -> bool:
         """Whether a global norm is that of one group."""
         return self._extras.clip_per_group
+
+    def hyperparameters(self) -> list[Any]:
+        """What is set for the class and for its groups, as it was given."""
+        named = [a for a in self.spelling.arguments if a != "learning_rate"]
+        groups = self._param_groups if self.grouped else []
+        own = [getattr(self, attribute(self, a), None) for a in named]
+        return own + [group[a] for group in groups for a in named if a in group]
 
     def lazy_in(self, group: int) -> bool:
         """Whether sparse gradients in a group touch only the rows that they have."""
@@ -258,12 +267,22 @@ class FusedStep(Framework):
             binding = self._binding
             if binding is not None and self._by_binding(binding, params, grads, usual=True):
                 return
+            self._refuse_decayed_rows(grads)
             if own_step.repeats(params):
                 self._leave(own_step.TWICE, own, *args)
             elif self._extras.engine == "native" and _on_cpu(params):
                 self._by_kernels(params, grads)
             else:
                 self._by_array(list(zip(params, grads, strict=True)))
+
+    def _refuse_decayed_rows(self, grads: Sequence[Any]) -> None:
+        if self.rule not in UNDECAYED or self.regularization is None:
+            return
+        if any(g.is_selected_rows() for g in grads):
+            raise RuntimeError(
+                f"{self.rule} with weight_decay does not take sparse gradients, as in Paddle: set "
+                f"weight_decay=None, or use AdamW"
+            )
 
     def _stopped(self) -> bool:
         """Whether a gradient scaler has found a non-finite gradient."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import paddle
+from paddle.base import framework
 
 from isostep import dialects, extension
 from isostep.errors import ParameterError
@@ -32,6 +33,14 @@ TWICE = Cause(
     "with a parameter that is given twice: Paddle's own step updates it twice",
     "give each parameter once",
 )
+_OLD_FORM = Cause(
+    "in a program of Paddle's old form, to which Paddle's own operations are added",
+    "leave FLAGS_enable_pir_api at 1",
+)
+_VARIABLE = Cause(
+    "with a variable of a program as hyperparameter, which Paddle's own operations take",
+    "give a number",
+)
 
 
 def cause(optimizer: Any, params: Iterable[Any]) -> Cause | None:
@@ -40,15 +49,23 @@ def cause(optimizer: Any, params: Iterable[Any]) -> Cause | None:
 
 
 def replaced(optimizer: Any) -> Cause | None:
-    """The same of what a subclass or the object itself overrides."""
+    """The same of the optimizer itself: overrides, and what it is in a program."""
     names = extension.overridden(optimizer, POINTS)
-    if not names:
+    if names:
+        return Cause(
+            f"in {type(optimizer).__name__}, which overrides {', '.join(names)}: that is called by "
+            f"paddle.optimizer's own step only",
+            "override step() alone, and call super().step() there",
+        )
+    if paddle.in_dynamic_mode():
         return None
-    return Cause(
-        f"in {type(optimizer).__name__}, which overrides {', '.join(names)}: that is called by "
-        f"paddle.optimizer's own step only",
-        "override step() alone, and call super().step() there",
-    )
+    if not framework.in_pir_mode():
+        return _OLD_FORM
+    return _VARIABLE if any(map(_is_variable, optimizer.hyperparameters())) else None
+
+
+def _is_variable(value: Any) -> bool:
+    return hasattr(value, "get_defining_op")
 
 
 def repeats(params: Iterable[Any]) -> bool:

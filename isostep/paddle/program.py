@@ -145,11 +145,6 @@ class ArrayStep:
     def _refuse(self) -> None:
         options = self.stepper.options
         ema = options.ema
-        if not paddle.base.framework.in_pir_mode():
-            raise NotImplementedError(
-                "isostep steps Paddle's programs in their present form (PIR) only: unset "
-                "FLAGS_enable_pir_api=0"
-            )
         if options.report or options.nonfinite == "raise":
             name = "report=True" if options.report else 'nonfinite="raise"'
             raise HyperparameterError(

@@ -231,3 +231,51 @@ def test_a_step_after_one_that_was_left_to_paddle(name: str) -> None:
             optimizer.apply_gradients([*pairs, pairs[0]])
         results.append(params)
     assert apart(*results) < 1e-6  # Paddle's powers of the betas are float32
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+def _minimized(make: Callable[[], Any]) -> Any:
+    """A bias after three steps in a program."""
+    paddle.enable_static()
+    try:
+        main, start = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(main, start), paddle.utils.unique_name.guard():
+            x = paddle.static.data("x", [2, 2], "float32")
+            layer = paddle.nn.Linear(2, 3, bias_attr=paddle.nn.initializer.Constant(0.5))
+            loss = paddle.mean(layer(x))
+            make().minimize(loss)
+        executor = paddle.static.Executor()
+        executor.run(start)
+        for _ in range(3):
+            [bias] = executor.run(main, feed={"x": np.ones((2, 2), "f4")}, fetch_list=[layer.bias])
+        return bias
+    finally:
+        paddle.disable_static()
+
+
+def test_a_program_of_paddles_old_form_gets_paddles_own_step() -> None:
+    with paddle.pir_utils.OldIrGuard():
+        found = [
+            _minimized(lambda c=c: c.AdamW(learning_rate=0.25, weight_decay=0.25))
+            for c in (paddle.optimizer, isostep.paddle)
+        ]
+        with pytest.raises(HyperparameterError, match=r"ema: .*FLAGS_enable_pir_api"):
+            _minimized(lambda: isostep.paddle.AdamW(ema=0.9))
+    assert (found[0] == found[1]).all()
+    assert (np.abs(found[0] - 0.5) > 0.1).all()
+
+
+def test_a_variable_as_a_hyperparameter_of_a_program_gets_paddles_own_step() -> None:
+    def beta() -> Any:
+        start = paddle.nn.initializer.Constant(0.75)
+        return paddle.pir.core.create_parameter("float32", [1], initializer=start)
+
+    found = [
+        _minimized(lambda c=c: c.Adam(learning_rate=0.25, beta1=beta(), beta2=beta()))
+        for c in (paddle.optimizer, isostep.paddle)
+    ]
+    assert (found[0] == found[1]).all()
+    with pytest.raises(HyperparameterError, match=r"nonfinite: .* variable .* give a number"):
+        _minimized(lambda: isostep.paddle.Adam(beta1=beta(), nonfinite="skip"))
