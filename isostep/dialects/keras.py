@@ -154,7 +154,7 @@ ADAFACTOR = Spelling(
         "parameter_scale": True,
         "factored": True,
         "largest_axes": False,
-        "min_dim_to_factor": 1,
+        "min_dim_to_factor": 0,
     },
     slots={"row": "r", "column": "c", "exp_avg_sq": "velocity"},
     decay="decoupled",
@@ -174,6 +174,36 @@ ADAFACTOR = Spelling(
         "the dtype of the variable",
     ),
 )
+
+EXTENSION_POINTS = (
+    "update_step",
+    "assign",
+    "assign_add",
+    "assign_sub",
+    "iterations",
+    "learning_rate",
+    "_all_reduce_sum_gradients",
+    "_apply_weight_decay",
+    "_backend_increment_gradient_accumulators",
+    "_backend_reset_gradient_accumulators",
+    "_backend_update_step",
+    "_clip_by_norm",
+    "_clip_gradients",
+    "_distributed_tf_update_step",
+    "_get_current_learning_rate",
+    "_get_variable_index",
+    "_overwrite_model_variables_with_average_value",
+    "_rms",
+    "_update_model_variables_moving_average",
+    "_use_weight_decay",
+    "_var_key",
+    # What makes the variables: Adafactor has fewer of them here.
+    "add_variable",
+    "add_variable_from_reference",
+    "_overwrite_variable_with_gradient",
+    "_track_variable",
+)
+"""Methods and properties of `BaseOptimizer`, of its backends' classes and of Keras' own rules."""
 
 DIALECT = Dialect(
     name="keras",
@@ -206,6 +236,7 @@ DIALECT = Dialect(
         "name",
         "kwargs",
     ),
+    extension_points=EXTENSION_POINTS,
     quirks=(
         "keras-learning-rate-in-floatx: the learning rate is held in floatx, which is float32 by "
         "default, whatever the dtype of the variables",

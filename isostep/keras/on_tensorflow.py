@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from isostep.functional import NO_CLIP
-from isostep.keras.traced import TracedApply, dense
+from isostep.keras.gradients import dense
+from isostep.keras.traced import TracedApply
 
 
 class TensorFlowApply(TracedApply):

@@ -9,6 +9,7 @@ from keras import backend, ops
 
 from isostep.engines.leaf import Leaf
 from isostep.functional import NO_AVERAGE, FunctionalStep, Task
+from isostep.keras.gradients import dense
 from isostep.keras.namespace import KerasNamespace
 from isostep.report import Report
 
@@ -41,7 +42,7 @@ class TracedApply:
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""
-        given = {self._index(v): dense(g) for g, v in zip(grads, variables, strict=True)}
+        given = {self._index(v): dense(g, v) for g, v in zip(grads, variables, strict=True)}
         if self._accumulates:
             self._accumulate(given)
         else:
@@ -49,9 +50,8 @@ class TracedApply:
 
     def update(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of one variable by its rule alone."""
-        self._step(
-            [self._function.rule_alone(self._index(variable), dense(gradient))], learning_rate
-        )
+        gradient = dense(gradient, variable)
+        self._step([self._function.rule_alone(self._index(variable), gradient)], learning_rate)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -108,12 +108,3 @@ class TracedApply:
             sums[k].assign(ops.where(now, ops.zeros_like(g), g))
         if optimizer.use_ema:
             self._step(self._function.averaging())
-
-
-def dense(gradient: Any) -> Any:
-    """The gradient as an array; rows of an embedding that TensorFlow gives alone are spread out."""
-    if hasattr(gradient, "indices") and backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.convert_to_tensor(gradient)
-    return ops.convert_to_tensor(gradient)

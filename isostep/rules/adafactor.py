@@ -118,7 +118,7 @@ ADAFACTOR = Rule(
         Hyperparameter("parameter_scale", True, "multiply by the RMS of the parameter"),
         unit_interval("momentum", 0.0, "decay rate of an average of the updates"),
         Hyperparameter("factored", True, "keep factors instead of a full second moment"),
-        Hyperparameter("min_dim_to_factor", 1, "shortest axis that is factored", low=1),
+        Hyperparameter("min_dim_to_factor", 1, "shortest axis that is factored"),
         Hyperparameter("largest_axes", False, "factor the two longest axes, not the last two"),
         Hyperparameter("clamp_eps", False, "eps1 bounds from below instead of being added"),
     ),
