@@ -25,13 +25,23 @@ class _Factors(Framework):
         self._r, self._c, self._v = [], [], []
         for variable in var_list:
             rank = len(variable.shape)
-            stepped = not self._overwrite_variable_with_gradient(variable)
-            factored, full = stepped and rank >= 2, stepped and rank < 2
-            self._r.append(self._moment(variable, "r", rank - 1) if factored else None)
-            self._c.append(self._moment(variable, "c", rank - 2) if factored else None)
-            self._v.append(self._moment(variable, "velocity", rank) if full else None)
-            if factored:
+            if rank < 2:  # Keras has scalars here, which nothing reads
+                self._r.append(self._unread(variable))
+                self._c.append(self._unread(variable))
+            if self._overwrite_variable_with_gradient(variable):
+                unmade = [self._r, self._c, self._v] if rank >= 2 else [self._v]
+                for moments in unmade:
+                    moments.append(None)
+            elif rank < 2:
+                self._v.append(self._moment(variable, "velocity", rank))
+            else:
+                self._r.append(self._moment(variable, "r", rank - 1))
+                self._c.append(self._moment(variable, "c", rank - 2))
+                self._v.append(None)
                 self.add_absent(variable, "velocity")
+
+    def _unread(self, variable: Any) -> Any:
+        return keras.Variable(0, name=variable.name, trainable=False)
 
     def _moment(self, variable: Any, name: str, gone: int) -> Any:
         """A variable with the axes of another but one, laid out as those are."""
@@ -47,7 +57,10 @@ class _Factors(Framework):
 
 
 def _drop_in(name: str, *between: type) -> Any:
-    made = drop_in(getattr(keras.optimizers, name), "keras.optimizers", FusedApply, *between)
+    theirs = getattr(keras.optimizers, name)
+    # On torch Keras makes its own classes' instances of others, whose step has all variables.
+    theirs = type(theirs.__new__(theirs))
+    made = drop_in(theirs, "keras.optimizers", FusedApply, *between)
     return keras.saving.register_keras_serializable(package="isostep")(made)
 
 

@@ -49,5 +49,6 @@ def _without_slices(gradient: Any, variable: Any) -> Any:
 
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
-    whole = tf.IndexedSlices(gradient.values, gradient.indices, tf.TensorShape(variable.shape))
-    return tf.convert_to_tensor(whole)
+    indices = tf.convert_to_tensor(gradient.indices)
+    shape = tf.constant(tuple(variable.shape), indices.dtype)
+    return tf.convert_to_tensor(tf.IndexedSlices(gradient.values, indices, shape))

@@ -24,15 +24,9 @@ class TensorFlowApply(TracedApply):
         if strategy.num_replicas_in_sync == 1:
             super().apply(grads, variables)
             return
-        if self._accumulates:
-            raise ValueError(
-                "gradient_accumulation_steps is not possible under a strategy with several "
-                "replicas: TensorFlow merges replicas outside of conditions only; leave it out, "
-                "or accumulate in the training loop"
-            )
         # As Keras does: each replica bounds its own gradient, and the sum of them is not bounded.
         clipped = optimizer._clip_gradients(list(grads))
-        mirrored = [v.value for v in variables]
+        mirrored = [_of_tensorflow(v) for v in variables]
         summed = optimizer._all_reduce_sum_gradients(list(zip(clipped, mirrored, strict=True)))
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._everywhere, strategy, [g for g, _ in summed], [self._index(v) for v in variables]
@@ -40,8 +34,17 @@ class TensorFlowApply(TracedApply):
 
     def _everywhere(self, strategy: Any, grads: list[Any], places: list[int]) -> None:
         def here(_: Any, *local: Any) -> None:
-            given = {k: dense(g) for k, g in zip(places, local, strict=True)}
+            pairs = zip(places, local, strict=True)
+            given = {k: dense(g, self._parameter(k)) for k, g in pairs}
             self._step(self._function.tasks(given, NO_CLIP))
 
-        first = self._variable(self._function.stepper.leaves[places[0]], "param")
-        strategy.extended.update(first.value, here, args=tuple(grads), group=False)
+        first = _of_tensorflow(self._parameter(places[0]))
+        strategy.extended.update(first, here, args=tuple(grads), group=False)
+
+    def _parameter(self, place: int) -> Any:
+        return self._variable(self._function.stepper.leaves[place], "param")
+
+
+def _of_tensorflow(variable: Any) -> Any:
+    """TensorFlow's variable: Keras' optimizers also take those that are not in one of its own."""
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from isostep.engines.cohort import Runner
 from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
-from isostep.errors import GradientError
+from isostep.keras.gradients import dense
 from isostep.keras.traced import TracedApply
 from isostep.report import Report
 from isostep.stepper import Stepper
@@ -46,7 +46,7 @@ class NativeApply(TracedApply):
             else:
                 self._apply(grads, variables)
 
-    def _apply(self, grads: Sequence[torch.Tensor], variables: Sequence[Any]) -> None:
+    def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         made, optimizer = self._fresh(), self._optimizer
         rate = float(optimizer.learning_rate)
         for group, follows in zip(made.groups, self._follows, strict=True):
@@ -67,14 +67,14 @@ class NativeApply(TracedApply):
         assert isinstance(runner, NativeRunner)
         runner.refresh("grad", self._grads[runner.cohort.members])
 
-    def _checked(self, gradient: torch.Tensor, variable: Any) -> torch.Tensor:
+    def _checked(self, gradient: Any, variable: Any) -> torch.Tensor:
         tensor = variable._value
-        if gradient.shape != tensor.shape or gradient.dtype not in DTYPE_NAMES:
-            raise GradientError(
-                f"the gradient of {variable.path!r} has shape {tuple(gradient.shape)} and "
-                f"{gradient.dtype}, and the variable {tuple(tensor.shape)} and {tensor.dtype}; "
-                f"nothing was changed"
-            )
+        if not isinstance(gradient, torch.Tensor) or gradient.shape != tensor.shape:
+            gradient = dense(gradient, variable)
+        if gradient.layout is not torch.strided:
+            gradient = gradient.to_dense()
+        if gradient.dtype not in DTYPE_NAMES:
+            gradient = gradient.to(tensor.dtype)
         return gradient if gradient.is_contiguous() else gradient.contiguous()
 
     def _fresh(self) -> Stepper:

@@ -9,10 +9,16 @@ from typing import Any, ClassVar
 import keras
 from keras import backend
 
+from isostep import extension
+from isostep.errors import HyperparameterError
 from isostep.keras.traced import TracedApply
 from isostep.keras_api import FusedOptimizer
+from isostep.plan import Plan
 from isostep.report import Report
 from isostep.stepper import Engine
+
+OWN_STEP = "Keras' own step"
+"""What `ran` and the plan say where nothing of isostep's runs."""
 
 
 class FusedApply(FusedOptimizer):
@@ -20,15 +26,93 @@ class FusedApply(FusedOptimizer):
 
     dialect: ClassVar[str] = "keras"
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # On torch Keras would make another class's instance where this one stands in Keras' place.
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings: tuple[Any, ...] = ()
+        self._applies: TracedApply | None = None
+        self._took_own_step = False
+
     def build(self, variables: list[Any]) -> None:
         """Make the variables of the optimizer: Keras' own, and the statistics of a report."""
         if self.built:
             return
-        self.hyper_groups(variables)  # what is wrong in the groups is said before anything is made
+        if not self.overridden:
+            self.hyper_groups(variables)  # what is wrong in them is said before anything is made
         super().build(variables)
         self.add_statistics()
-        self._settings = self.settings()
-        self._applies = self._engine()
+        self.take_waiting()
+
+    # -- what Keras calls ------------------------------------------------------------------------
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        why = self._why_own_step(trainable_variables)
+        self._took_own_step = bool(why)
+        if why:
+            self.refuse_extras(why)
+            super()._backend_apply_gradients(grads, trainable_variables)
+        else:
+            self._fused_step().apply(list(grads), list(trainable_variables))
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        """In Keras' own step: all variables at once on torch, one by one in a user's subclass."""
+        if type(self) is extension.drop_in_of(type(self)):
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        else:
+            keras.optimizers.Optimizer._backend_update_step(
+                self, grads, trainable_variables, learning_rate
+            )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Step one variable by its rule alone, without clipping, decay or average.
+
+        Args:
+            gradient: as for `apply`.
+            variable: one that the optimizer was built with.
+            learning_rate: a number or a scalar tensor.
+
+        Raises:
+            HyperparameterError: the optimizer was not built yet.
+            ValueError: the variable is not one that it was built with.
+        """
+        if not self.built:
+            raise HyperparameterError(
+                "update_step() needs variables: call optimizer.build(variables)"
+            )
+        self._check_variables_are_known([variable])
+        if self.overridden:
+            super().update_step(gradient, variable, learning_rate)
+        else:
+            self._fused_step().update(gradient, variable, learning_rate)
+
+    def _why_own_step(self, variables: Any) -> str:
+        """What makes a step Keras' own, in words; else nothing."""
+        if self.overridden:
+            return f"with {', '.join(self.overridden)} overridden"
+        if len({self._var_key(v) for v in variables}) < len(variables):
+            return "with the same variable twice in one call"
+        if self.gradient_accumulation_steps and self._replicas() > 1:
+            return "with gradient_accumulation_steps on several replicas"
+        return ""
+
+    def _replicas(self) -> int:
+        """How many copies of each variable a strategy of TensorFlow keeps in step."""
+        strategy = getattr(self, "_distribution_strategy", None)
+        return 1 if strategy is None else strategy.num_replicas_in_sync
+
+    # -- what runs -------------------------------------------------------------------------------
+
+    def _fused_step(self) -> TracedApply:
+        """The fused step, made again if a setting has changed."""
+        settings = self.settings()
+        if self._applies is None or settings != self._settings:
+            self._settings, self._applies = settings, self._engine()
+        return self._applies
 
     def _engine(self) -> TracedApply:
         if backend.backend() == "torch":
@@ -41,21 +125,21 @@ class FusedApply(FusedOptimizer):
             return TensorFlowApply(self)
         return TracedApply(self)
 
-    # -- what Keras calls ------------------------------------------------------------------------
-
-    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        if self.settings() != self._settings:
-            self._settings, self._applies = self.settings(), self._engine()
-        self._applies.apply(list(grads), list(trainable_variables))
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Step one variable by its rule alone."""
-        self._applies.update(gradient, variable, learning_rate)
-
     @property
     def ran(self) -> list[str]:
         """What ran in the last step: engine, layout and dtype of each kernel, or the backend."""
-        return self._applies.ran if self.built else []
+        if self._took_own_step:
+            return [OWN_STEP]
+        return [] if self._applies is None else self._applies.ran
+
+    def plan(self) -> Plan:
+        """What a step will do: groups, slots, bytes and kernels of each variable; nothing runs.
+
+        Raises:
+            HyperparameterError: the optimizer was not built yet.
+        """
+        planned = super().plan()
+        return planned.left_to(OWN_STEP) if self.overridden else planned
 
     @property
     def report(self) -> Report | None:
@@ -63,7 +147,7 @@ class FusedApply(FusedOptimizer):
 
         Reading it waits for the step.
         """
-        measured = self._applies.measured if self.built else None
+        measured = None if self._applies is None else self._applies.measured
         return super().report if measured is None else measured
 
     # -- what FusedOptimizer asks ----------------------------------------------------------------
