@@ -24,6 +24,12 @@ class TensorFlowApply(TracedApply):
         if strategy.num_replicas_in_sync == 1:
             super().apply(grads, variables)
             return
+        if self._accumulates:
+            raise ValueError(
+                "gradient_accumulation_steps is not possible in a compiled step of several "
+                "replicas: TensorFlow merges replicas outside of conditions only; leave it out, "
+                "or accumulate in the training loop"
+            )
         # As Keras does: each replica bounds its own gradient, and the sum of them is not bounded.
         clipped = optimizer._clip_gradients(list(grads))
         mirrored = [_of_tensorflow(v) for v in variables]

@@ -96,14 +96,18 @@ class FusedApply(FusedOptimizer):
             return f"with {', '.join(self.overridden)} overridden"
         if len({self._var_key(v) for v in variables}) < len(variables):
             return "with the same variable twice in one call"
-        if self.gradient_accumulation_steps and self._replicas() > 1:
+        if self.gradient_accumulation_steps and self._merges():
             return "with gradient_accumulation_steps on several replicas"
         return ""
 
-    def _replicas(self) -> int:
-        """How many copies of each variable a strategy of TensorFlow keeps in step."""
+    def _merges(self) -> bool:
+        """Whether TensorFlow can bring several replicas together here, in a condition."""
         strategy = getattr(self, "_distribution_strategy", None)
-        return 1 if strategy is None else strategy.num_replicas_in_sync
+        if strategy is None or strategy.num_replicas_in_sync == 1:
+            return False
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
 
     # -- what runs -------------------------------------------------------------------------------
 
