@@ -340,7 +340,7 @@ class FusedOptimizer(Framework):
         attribute = SLOTS[self.rule].get(name, "_model_variables_moving_average")
         held = getattr(self, attribute, ())
         found = held[int(leaf.name)] if len(held) > int(leaf.name) else None
-        if found is None:
+        if found is None or isinstance(found, Absent):
             raise HyperparameterError(
                 f"{self.rule} has no variable for {name!r}: what it belongs to was switched on "
                 f"after the optimizer was built; make a new optimizer"

@@ -37,8 +37,7 @@ class _Factors(Framework):
             else:
                 self._r.append(self._moment(variable, "r", rank - 1))
                 self._c.append(self._moment(variable, "c", rank - 2))
-                self._v.append(None)
-                self.add_absent(variable, "velocity")
+                self._v.append(self.add_absent(variable, "velocity"))
 
     def _unread(self, variable: Any) -> Any:
         return keras.Variable(0, name=variable.name, trainable=False)

@@ -11,6 +11,20 @@ import tensorflow as tf
 from isostep.functional import NO_CLIP
 from isostep.keras.gradients import dense
 from isostep.keras.traced import TracedApply
+from isostep.keras_api import Absent
+
+Trackable: Any = tf.__internal__.tracking.Trackable
+
+
+class AbsentVariable(Trackable, Absent):
+    """An `Absent` that has its place in TensorFlow's checkpoints as well."""
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return {"VARIABLE_VALUE": tf.zeros(self.shape, self.dtype)}
+
+    @tf.autograph.experimental.do_not_convert
+    def _restore_from_tensors(self, restored_tensors: Any) -> None:
+        """Take nothing."""
 
 
 class TensorFlowApply(TracedApply):

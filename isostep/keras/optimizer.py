@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from keras import backend
 from isostep import extension
 from isostep.errors import HyperparameterError
 from isostep.keras.traced import TracedApply
-from isostep.keras_api import FusedOptimizer
+from isostep.keras_api import Absent, FusedOptimizer
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.stepper import Engine
@@ -93,12 +94,20 @@ class FusedApply(FusedOptimizer):
     def _why_own_step(self, variables: Any) -> str:
         """What makes a step Keras' own, in words; else nothing."""
         if self.overridden:
+            self._refuse_late(self.overridden)
             return f"with {', '.join(self.overridden)} overridden"
         if len({self._var_key(v) for v in variables}) < len(variables):
             return "with the same variable twice in one call"
         if self.gradient_accumulation_steps and self._merges():
             return "with gradient_accumulation_steps on several replicas"
         return ""
+
+    def _refuse_late(self, overridden: Sequence[str]) -> None:
+        if any(isinstance(v, Absent) for v in self._variables):
+            raise HyperparameterError(
+                f"{', '.join(overridden)}: overridden after the optimizer was built, without a "
+                f"variable that Keras' own step reads; override it before build()"
+            )
 
     def _merges(self) -> bool:
         """Whether TensorFlow can bring several replicas together here, in a condition."""
@@ -108,6 +117,51 @@ class FusedApply(FusedOptimizer):
         import tensorflow as tf
 
         return tf.executing_eagerly()
+
+    # -- the optimizer's variables ---------------------------------------------------------------
+
+    def add_absent(self, reference: Any, name: str) -> Absent:
+        """Leave the place of a variable of Keras', of the shape of one of the model's.
+
+        Args:
+            reference: the model's variable.
+            name: what Keras calls it.
+        """
+        made = self._absent_class()(reference.shape, self.dtype_of(reference), name)
+        self._variables.append(made)  # checkpoints of TensorFlow and `set_weights` go by place
+        return made
+
+    def _absent_class(self) -> type[Absent]:
+        if backend.backend() == "tensorflow":
+            from isostep.keras.on_tensorflow import AbsentVariable
+
+            return AbsentVariable
+        return Absent
+
+    @property
+    def variables(self) -> list[Any]:
+        """The optimizer's variables: those of saved states, without what isostep does not keep."""
+        found: list[Any] = super().variables
+        return found if self._extras.storing else [v for v in found if not isinstance(v, Absent)]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set the optimizer's variables.
+
+        Args:
+            weights: arrays or variables in the order of `variables`, this optimizer's or those of
+                Keras' own class.
+
+        Raises:
+            StateError: they are as many as neither, or of other shapes; nothing was changed.
+            ValueError: the optimizer was not built yet.
+        """
+        if not self.built:
+            super().set_weights(weights)
+        with self._storing() as variables:
+            found: list[Any] = variables
+        if len(weights) != len(found):
+            found = [v for v in found if not isinstance(v, Absent)]
+        self._take(found, weights)
 
     # -- what runs -------------------------------------------------------------------------------
 
