@@ -85,11 +85,11 @@ class FusedApply(FusedOptimizer):
             raise HyperparameterError(
                 "update_step() needs variables: call optimizer.build(variables)"
             )
-        self._check_variables_are_known([variable])
         if self.overridden:
             super().update_step(gradient, variable, learning_rate)
-        else:
-            self._fused_step().update(gradient, variable, learning_rate)
+            return
+        self._check_variables_are_known([variable])
+        self._fused_step().update(gradient, variable, learning_rate)
 
     def _why_own_step(self, variables: Any) -> str:
         """What makes a step Keras' own, in words; else nothing."""

@@ -11,6 +11,7 @@ import pytest
 from tests import subprocesses
 
 BACKENDS = ("torch", "jax", "tensorflow")
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 # Where Keras itself computes in float32 whatever the dtype: means and norms on these backends.
 ROUNDED = {
     "torch": ("Adafactor", "accumulated", "Adam averaged"),
@@ -34,14 +35,13 @@ ALONE = (
 
 
 def look(names: Sequence[str], backend: str, **environment: str) -> Any:
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     source = f"""
 import runpy, sys, warnings
 sys.argv = ["worker", *{tuple(names)!r}]
 warnings.simplefilter("ignore")
 runpy.run_module("tests.keras_frontend.worker", run_name="__main__")
 """
-    return subprocesses.run(source, KERAS_BACKEND=backend, **{**quiet, **environment})
+    return subprocesses.run(source, KERAS_BACKEND=backend, **{**QUIET, **environment})
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -166,5 +166,4 @@ import runpy, warnings
 warnings.simplefilter("ignore")
 print(runpy.run_path({str(example)!r})["main"]())
 """
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    assert subprocesses.run(source, KERAS_BACKEND=backend, **quiet) < 1e-5
+    assert subprocesses.run(source, KERAS_BACKEND=backend, **QUIET) < 1e-5
