@@ -202,6 +202,9 @@ DIALECT = Dialect(
         "multiplies everywhere, after clipping and before decay",
         "paddle-lr-ratio-on-gpu-only: on the CPU AdamW refuses lr_ratio; isostep scales the whole "
         "step by it everywhere, as the GPU kernel does",
+        "paddle-adam-decays-no-rows: Adam with weight_decay refuses sparse gradients",
+        "paddle-tensor-rate: a tensor in the place of a factor on the learning rate, of a group or "
+        "a parameter, is the rate itself",
         "paddle-tensor-betas-start-at-defaults: with tensors for betas Paddle's powers begin at "
         "0.9 and 0.999, whatever the betas are; isostep's at the betas",
         "paddle-sparse-adam-counts-ahead: on the CPU the kernel for sparse gradients corrects the "

@@ -187,5 +187,9 @@ DIALECT = Dialect(
         "decoupled_weight_decay",
     ),
     extension_points=("_init_group", "_accelerator_graph_capture_health_check"),
-    quirks=("torch-step-in-float32: the step count is a float32, which stops growing at 2^24",),
+    quirks=(
+        "torch-step-in-float32: the step count is a float32, which stops growing at 2^24",
+        "torch-tensor-hyperparameters: coefficients of a tensor as lr, betas or weight_decay are "
+        "computed in its dtype; isostep's from its value, in float64",
+    ),
 )

@@ -150,8 +150,11 @@ class FusedStep(torch.optim.Optimizer):
 
     def _idle(self) -> bool:
         """Whether there is nothing to do: no gradient at all. Then torch looks at no setting."""
-        params = (p for group in self.param_groups for p in group["params"])
-        return all(p.grad is None for p in params) and not self._extras.used()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    return False
+        return not self._extras.used()
 
     def _bound(self) -> Binding:
         if self._binding is None or self._binding.stale(self.param_groups, self.state):

@@ -56,10 +56,12 @@ def cause(optimizer: Any, new: bool) -> Cause | None:
             f"by torch.optim's own step only",
             "override step() alone, and call super().step() there",
         )
-    groups = optimizer.param_groups
-    if any(group.get("capturable") for group in groups):
-        return _CAPTURABLE
-    if any(group.get("differentiable") for group in groups) and any(map(_learns, groups)):
+    groups, differentiable = optimizer.param_groups, False
+    for group in groups:
+        if group.get("capturable"):
+            return _CAPTURABLE
+        differentiable = differentiable or group.get("differentiable")
+    if differentiable and any(map(_learns, groups)):
         return _LEARNED
     return _TWICE if new and any(map(_repeats, groups)) else None
 
