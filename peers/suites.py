@@ -159,8 +159,12 @@ _ALL = (
     _keras("jax", "JAX"),
     _keras("tensorflow", "TensorFlow"),
     _torch("optim", "optimizers", "test_optim.py"),
-    _torch("schedules", "schedulers", "optim/test_lrscheduler.py"),
-    _torch("averages", "averaged models", "optim/test_swa_utils.py"),
+    _torch(
+        "schedules",
+        "schedulers and averages",
+        "optim/test_lrscheduler.py",
+        "optim/test_swa_utils.py",
+    ),
     _torch(
         "distributed",
         "distributed optimizers",
@@ -182,7 +186,15 @@ _ALL = (
     _tf_keras(
         "optimizers", "optimizers", "optimizers/optimizer_test.py", "optimizers/lion_test.py"
     ),
-    _tf_keras("distribution", "strategies", "distribute/*optimizer*_test.py"),
+    _tf_keras(
+        "distribution",
+        "strategies",
+        "distribute/*optimizer*_test.py",
+        "distribute/ctl_correctness_test.py",
+        "distribute/keras_utils_test.py",
+        "distribute/sharded_variable_test.py",
+        "optimizers/optimizer_pss_test.py",
+    ),
     _tf_keras("dtensor", "DTensor", "dtensor/optimizers_test.py"),
     _tf_keras("loss-scale", "loss scaling", "mixed_precision/loss_scale_optimizer_test.py"),
     Suite(
