@@ -33,8 +33,9 @@ FINISHED = (0, 1, 2, 5)
 RESTARTS = 50
 """Processes for one set of files, after which the rest counts as not run."""
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "agg"}
-DEFAULTS = {"OMP_NUM_THREADS": "1"}
-"""Variables for who has not set them: tensors in tests are small, and threads only slow them."""
+DEFAULTS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTEROP_THREADS": "16"}
+"""Variables for who has not set them. Tensors in tests are small, and threads only slow them; but the
+replicas of TensorFlow's strategies wait for each other, and each needs a thread."""
 
 
 @dataclass

@@ -127,6 +127,7 @@ def _tf_keras(part: str, title: str, *files: str) -> Suite:
         checkout="tf-keras",
         convert=installed,
         each_file_apart=True,
+        limit=90,
     )
 
 
