@@ -34,7 +34,7 @@ RESTARTS = 50
 """Processes for one set of files, after which the rest counts as not run."""
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "agg"}
 DEFAULTS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTEROP_THREADS": "16"}
-"""Variables for who has not set them. Tensors in tests are small, and threads only slow them; but the
+"""Variables for who has not set them. Tensors in tests are small: threads only slow them. But the
 replicas of TensorFlow's strategies wait for each other, and each needs a thread."""
 
 
