@@ -184,18 +184,7 @@ _ALL = (
         apart=True,
         arguments=("--import-mode=importlib",),  # else tests import the checkout's timm
     ),
-    _tf_keras(
-        "optimizers", "optimizers", "optimizers/optimizer_test.py", "optimizers/lion_test.py"
-    ),
-    _tf_keras(
-        "distribution",
-        "strategies",
-        "distribute/*optimizer*_test.py",
-        "distribute/ctl_correctness_test.py",
-        "distribute/keras_utils_test.py",
-        "distribute/sharded_variable_test.py",
-        "optimizers/optimizer_pss_test.py",
-    ),
+    _tf_keras("optimizers", "optimizers, strategies", "optimizers/optimizer_test.py"),
     _tf_keras("dtensor", "DTensor", "dtensor/optimizers_test.py"),
     _tf_keras("loss-scale", "loss scaling", "mixed_precision/loss_scale_optimizer_test.py"),
     Suite(
