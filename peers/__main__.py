@@ -17,7 +17,7 @@ from peers import justified, kept, page, results, runner
 from peers.live import View
 from peers.plugin import OURS, THEIRS
 from peers.results import Result
-from peers.runner import Run
+from peers.runner import How, Run
 from peers.suites import SUITES, Suite
 
 INTERRUPTED = 130
@@ -58,6 +58,7 @@ def main(
         float | None,
         typer.Option(min=1, help="Seconds that one test may take.", show_default="the suite's"),
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at the same time.")] = 1,
     keep_theirs: Annotated[
         bool,
         typer.Option(
@@ -84,6 +85,7 @@ def main(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what runs, as Ctrl-C does
     chosen = _chosen(only)
+    how = How(tests, limit, jobs)
     listed = justified.load(SUITES)
     view = View(Console(stderr=True))
     found: dict[str, Result] = {}
@@ -92,7 +94,7 @@ def main(
     try:
         for suite in [] if write_page else chosen:
             try:
-                result = _run(suite, checkouts, view, tests, limit, keep_theirs)
+                result = _run(suite, checkouts, view, how, keep_theirs)
             except FileNotFoundError as error:
                 missing[suite.name] = str(error)
                 view.say(f"{suite.name}: NOT RUN: {error}")
@@ -134,19 +136,18 @@ def _run(
     suite: Suite,
     checkouts: Path | None,
     view: View,
-    tests: str,
-    limit: float | None,
+    how: How,
     keep_theirs: bool,
 ) -> Result:
     begin = time.perf_counter()
-    theirs = kept.read(suite, checkouts) if keep_theirs and not tests else None
+    theirs = kept.read(suite, checkouts) if keep_theirs and not how.only else None
     sides: dict[str, Run] = {} if theirs is None else {THEIRS: theirs}
     suite.paths(checkouts)  # a missing checkout is said before anything runs
     for side in (THEIRS, OURS):
         if side not in sides:
             with view.side(f"{suite.name}, {side}") as progress:
-                sides[side] = runner.run(suite, side, checkouts, progress, tests, limit)
-            if side == THEIRS and not tests:
+                sides[side] = runner.run(suite, side, checkouts, progress, how)
+            if side == THEIRS and not how.only:
                 kept.write(suite, checkouts, sides[side])
     seconds = time.perf_counter() - begin
     return results.of(suite, sides[THEIRS], sides[OURS], seconds, suite.absent(checkouts))

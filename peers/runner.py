@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from peers.suites import APART, Suite
@@ -67,13 +69,27 @@ Progress = Callable[[int, int, str], None]
 """Takes the number of tests done and known, and the test that runs now."""
 
 
+@dataclass(frozen=True)
+class How:
+    """How tests are run.
+
+    Args:
+        only: pytest's `-k`.
+        limit: seconds that one test may take; None: as the suite says.
+        jobs: processes at the same time.
+    """
+
+    only: str = ""
+    limit: float | None = None
+    jobs: int = 1
+
+
 def run(
     suite: Suite,
     side: str,
     checkouts: Path | None,
     progress: Progress = lambda done, known, now: None,
-    only: str = "",
-    limit: float | None = None,
+    how: How = How(),
 ) -> Run:
     """Run a suite's tests with one side's optimizers.
 
@@ -82,14 +98,24 @@ def run(
         side: `"theirs"` or `"ours"`.
         checkouts: folder of repositories, for suites that need one.
         progress: is told of every test.
-        only: pytest's `-k`.
-        limit: seconds that one test may take, in place of the suite's own.
+        how: see `How`.
 
     Raises:
         FileNotFoundError: the tests are not there.
     """
     with tests(suite, checkouts) as (root, paths):
-        return _run(suite, side, root, paths, progress, only, limit or suite.limit)
+        apart = suite.each_file_apart or how.jobs > 1
+        groups = [[path] for path in paths] if apart else [paths]
+        running = _Running(suite, side, root, how, progress)
+        with ThreadPoolExecutor(how.jobs) as pool:
+            try:
+                parts = list(pool.map(running.files, groups))
+            except BaseException:
+                running.stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    outcomes = {test: outcome for part in parts for test, outcome in part.outcomes.items()}
+    return Run(outcomes, [error for part in parts for error in part.errors])
 
 
 @contextlib.contextmanager
@@ -107,40 +133,44 @@ def tests(suite: Suite, checkouts: Path | None) -> Generator[tuple[Path, list[st
         yield Path(folder), paths
 
 
-def _run(
-    suite: Suite,
-    side: str,
-    root: Path,
-    paths: list[str],
-    progress: Progress,
-    only: str,
-    limit: float,
-) -> Run:
-    found = Run()
-    known = 0
-    for files in [[path] for path in paths] if suite.each_file_apart else [paths]:
-        before = set(found.outcomes)
+class _Running:
+    """One side of a suite while it runs, in one thread for each process.
+
+    Args:
+        stop: set, ends all processes.
+    """
+
+    def __init__(self, suite: Suite, side: str, root: Path, how: How, progress: Progress) -> None:
+        self._suite, self._side, self._root, self._how = suite, side, root, how
+        self._progress = progress
+        self._done = self._known = 0
+        self.stop = Event()
+
+    def files(self, files: list[str]) -> Run:
+        """Run some files, in one process after the other until all tests have run."""
+        found = Run()
         for _ in range(RESTARTS):
-            todo = _Process(suite, side, root, files, [*found.outcomes], only)
-            known = max(known, len(found.outcomes))
-            collected = known
-            for record in todo.records(limit):
-                if "collected" in record:
-                    collected = len(found.outcomes) + record["collected"]
-                elif "began" in record:
-                    progress(len(found.outcomes), max(known, collected), record["began"])
-                else:
-                    test = record.pop("id")
-                    found.outcomes[test] = Outcome(**record)
-            known = max(known, collected)
-            if todo.error:
-                found.errors.append(todo.error)
-            if todo.finished or not set(found.outcomes) - before:
-                break
-            before = set(found.outcomes)
+            before = len(found.outcomes)
+            process = _Process(self._suite, self._side, self._root, files, list(found.outcomes))
+            for record in process.records(self._how, self.stop):
+                self._take(record, found)
+            if process.error:
+                found.errors.append(process.error)
+            if process.finished or self.stop.is_set() or len(found.outcomes) == before:
+                return found
+        found.errors.append(f"{', '.join(files)}: gave up after {RESTARTS} processes")
+        return found
+
+    def _take(self, record: dict[str, Any], found: Run) -> None:
+        if "collected" in record:
+            if not found.outcomes:  # a later process has what the first one left
+                self._known += record["collected"]
+        elif "began" in record:
+            self._progress(self._done, max(self._known, self._done), record["began"])
         else:
-            found.errors.append(f"{', '.join(files)}: gave up after {RESTARTS} processes")
-    return found
+            test = record.pop("id")
+            found.outcomes[test] = Outcome(**record)
+            self._done += 1
 
 
 def command(suite: Suite, side: str, root: Path, files: Sequence[str]) -> list[str]:
@@ -175,13 +205,13 @@ class _Process:
     """
 
     def __init__(
-        self, suite: Suite, side: str, root: Path, files: list[str], done: list[str], only: str
+        self, suite: Suite, side: str, root: Path, files: list[str], done: list[str]
     ) -> None:
         self._suite, self._root, self._done = suite, root, done
-        self._command = command(suite, side, root, files) + (["-k", only] if only else [])
+        self._command = command(suite, side, root, files)
         self.finished, self.error = False, ""
 
-    def records(self, limit: float) -> Iterator[dict[str, Any]]:
+    def records(self, how: How, stop: Event) -> Iterator[dict[str, Any]]:
         """What the plugin writes, as it comes, and an outcome for a test that ended the process.
 
         Leaving this generator early ends the process and all that it has started.
@@ -191,8 +221,9 @@ class _Process:
             record.touch()
             skip.write_text("\n".join(self._done))
             with log.open("w") as written:
+                only = ["-k", how.only] if how.only else []
                 process = subprocess.Popen(
-                    [*self._command, "--record", str(record), "--skip-ids", str(skip)],
+                    [*self._command, *only, "--record", str(record), "--skip-ids", str(skip)],
                     cwd=folder,
                     env=environment(self._suite, self._root),
                     stdin=subprocess.DEVNULL,
@@ -202,15 +233,21 @@ class _Process:
                 )
             try:
                 with record.open() as lines:
-                    yield from self._watched(process, lines, log, limit)
+                    limit = how.limit or self._suite.limit
+                    yield from self._watched(process, lines, log, limit, stop)
             finally:
                 _end(process)
 
     def _watched(
-        self, process: subprocess.Popen[bytes], lines: Any, log: Path, limit: float
+        self,
+        process: subprocess.Popen[bytes],
+        lines: Any,
+        log: Path,
+        limit: float,
+        stop: Event,
     ) -> Iterator[dict[str, Any]]:
         running, since = "", time.monotonic()
-        while True:
+        while not stop.is_set():
             status = process.poll()
             for line in _whole_lines(lines):
                 found = json.loads(line)
@@ -218,12 +255,15 @@ class _Process:
                 since = time.monotonic()
                 yield found
             if status is not None:
-                break
+                yield from self._ended(status, running, log)
+                return
             allowed = limit if running else OUTSIDE_LIMIT
             if time.monotonic() - since > allowed:
                 yield from self._lost(running, TOO_LONG, f"no end within {allowed:.0f} s")
                 return
             time.sleep(POLL)
+
+    def _ended(self, status: int, running: str, log: Path) -> Iterator[dict[str, Any]]:
         if running:
             yield from self._lost(running, CRASHED, _last_words(log, status))
         elif status in FINISHED:

@@ -17,7 +17,7 @@ from peers.justified import Justified
 from peers.places import Places
 from peers.places import replace as substitute
 from peers.places.tf_keras import installed
-from peers.runner import Outcome
+from peers.runner import How, Outcome
 from peers.suites import SUITES, Suite
 
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -85,8 +85,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 
 def test_a_suite_outlives_tests_that_end_or_stop_its_process(toy: Suite, tmp_path: Path) -> None:
-    theirs = runner.run(toy, "theirs", tmp_path, only="passes or steps or differs")
-    ours = runner.run(toy, "ours", tmp_path)
+    theirs = runner.run(toy, "theirs", tmp_path, how=How("passes or steps or differs"))
+    ours = runner.run(toy, "ours", tmp_path, how=How(jobs=2))
     ends = {test.rpartition(":")[2]: o.outcome for test, o in ours.outcomes.items()}
     assert ends == {
         "test_broken.py": "failed",
