@@ -327,8 +327,7 @@ class FusedOptimizer(Framework):
 
     def settings(self) -> tuple[Any, ...]:
         """What decides about steps and can be set at any time: a step looks whether it has."""
-        names = (*dialects.get(self.dialect).spelling(self.rule).arguments, *SETTINGS)
-        found = (getattr(self, name) for name in names if name != "learning_rate")
+        found = (getattr(self, name) for name in self._settable())
         return tuple(value if is_plain(value) else _Same(value) for value in found)
 
     def kept(self, leaf: Leaf, name: str) -> Any:
@@ -527,16 +526,47 @@ class FusedOptimizer(Framework):
         # tf_keras forgets adaptive_epsilon.
         for name in dialects.get(self.dialect).spelling(self.rule).arguments:
             config.setdefault(name, getattr(self, name))
-        if callable(config["weight_decay"]):
-            config["weight_decay"] = self.serialize_schedule(config["weight_decay"])
+        for name in config.keys() & {*self._settable()}:
+            config[name] = self._as_data(config[name])
+        groups: list[dict[str, Any]] = [
+            {name: self._as_data(v) for name, v in g.hyperparameters.items()} for g in extras.groups
+        ]
         own = {
-            "groups": [{"match": list(g.patterns), **g.hyperparameters} for g in extras.groups],
+            "groups": [
+                {"match": list(g.patterns), **values}
+                for g, values in zip(extras.groups, groups, strict=True)
+            ],
             "nonfinite": extras.nonfinite,
             "report": extras.report,
             "excluded_from_weight_decay": [list(extras.names), list(extras.paths)],
         }
         neutral = {**EXTRAS, "groups": [], "excluded_from_weight_decay": [[], []]}
         return config | {name: value for name, value in own.items() if value != neutral[name]}
+
+    @classmethod
+    def _settable(cls) -> list[str]:
+        """The arguments that may be given as something that is read at each step, but the learning
+        rate, which Keras sees to."""
+        arguments = dialects.get(cls.dialect).spelling(cls.rule).arguments
+        return [name for name in (*arguments, *SETTINGS) if name != "learning_rate"]
+
+    def _as_data(self, value: Any) -> Any:
+        """A hyperparameter as plain data: a variable or tensor as the number that it is now."""
+        if callable(value):
+            return self.serialize_schedule(value)
+        return value if is_plain(value) else float(value)
+
+    @classmethod
+    def _from_data(
+        cls, values: Mapping[str, Any], names: Any, custom_objects: Any
+    ) -> dict[str, Any]:
+        """The hyperparameters of a configuration, with schedules where there is data of them."""
+        return {
+            name: cls.deserialize_schedule(value, custom_objects)
+            if name in names and isinstance(value, Mapping)
+            else value
+            for name, value in values.items()
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
@@ -546,12 +576,11 @@ class FusedOptimizer(Framework):
             config: its configuration, which stays as it is.
             custom_objects: objects that the configuration names.
         """
-        config = dict(config)
+        config = cls._from_data(config, cls._settable(), custom_objects)
         names, paths = config.pop("excluded_from_weight_decay", ((), ()))
-        if isinstance(config.get("weight_decay"), Mapping):
-            config["weight_decay"] = cls.deserialize_schedule(
-                config["weight_decay"], custom_objects
-            )
+        if "groups" in config:
+            groups = config["groups"]
+            config["groups"] = [cls._from_data(g, g.keys(), custom_objects) for g in groups]
         made: Any = super().from_config(config, custom_objects)
         if names or paths:
             made.exclude_from_weight_decay(var_names=names)

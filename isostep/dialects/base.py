@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 from isostep import rules
 from isostep.errors import HyperparameterError, UnknownNameError, nearest
 from isostep.rules import Rule
+from isostep.rules.base import of_step
 
 ClipKind = Literal["value", "norm", "global_norm"]
 CLIP_KINDS: tuple[ClipKind, ...] = ("value", "norm", "global_norm")
@@ -193,7 +194,7 @@ def negative(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if callable(value):
-        schedule = cast(Callable[[Any], Any], value)
+        schedule = of_step(cast(Callable[..., Any], value))
 
         def opposite(step: Any) -> Any:
             return -schedule(step)

@@ -15,8 +15,8 @@ def dense(gradient: Any, variable: Any) -> Any:
 
     Args:
         gradient: whatever `keras.ops.convert_to_tensor` takes: a tensor, a NumPy array, a list.
-            Rows of an embedding (`tf.IndexedSlices`, also without dense shape; `BCOO` in JAX) are
-            spread out.
+            Rows of an embedding (`tf.IndexedSlices`, also without dense shape; `BCOO` in JAX;
+            sparse tensors of torch) are spread out.
         variable: what it is the gradient of.
 
     Raises:
@@ -24,6 +24,8 @@ def dense(gradient: Any, variable: Any) -> Any:
     """
     if backend.backend() == "tensorflow":
         gradient = _without_slices(gradient, variable)
+    elif backend.backend() == "torch" and ops.is_tensor(gradient):
+        gradient = gradient.to_dense()  # itself, if it is
     given = ops.is_tensor(gradient) or isinstance(gradient, keras.Variable)
     dtype = None if given or hasattr(gradient, "todense") else variable.dtype
     gradient = ops.convert_to_tensor(gradient, dtype=dtype, sparse=False)

@@ -69,10 +69,9 @@ class NativeApply(TracedApply):
 
     def _checked(self, gradient: Any, variable: Any) -> torch.Tensor:
         tensor = variable._value
-        if not isinstance(gradient, torch.Tensor) or gradient.shape != tensor.shape:
+        usual = isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided
+        if not usual or gradient.shape != tensor.shape:
             gradient = dense(gradient, variable)
-        if gradient.layout is not torch.strided:
-            gradient = gradient.to_dense()
         if gradient.dtype not in DTYPE_NAMES:
             gradient = gradient.to(tensor.dtype)
         return gradient if gradient.is_contiguous() else gradient.contiguous()

@@ -45,7 +45,8 @@ class FusedApply(FusedOptimizer):
             self.hyper_groups(variables)  # what is wrong in them is said before anything is made
         super().build(variables)
         self.add_statistics()
-        self.take_waiting()
+        with self.concretely():  # not as a part of a step that is being compiled
+            self.take_waiting()
 
     # -- what Keras calls ------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ class FusedApply(FusedOptimizer):
         return "native" if backend.backend() == "torch" else "array"
 
     def concretely(self) -> AbstractContextManager[Any]:
-        """A context in which schedules give numbers, also while a step is traced."""
+        """A context in which arrays have values, also while a step is traced."""
         if backend.backend() == "tensorflow":
             import tensorflow as tf
 
