@@ -11,7 +11,8 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
-from peers.runner import REPOSITORY, Outcome, Run
+from peers.process import REPOSITORY
+from peers.runner import Outcome, Run
 from peers.suites import Suite
 
 FOLDER = REPOSITORY / ".peers"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from peers import compare, justified, page, results, runner
+from peers import compare, justified, page, process, results, runner
 from peers.counting import Counts
 from peers.justified import Justified
 from peers.places import Places
@@ -95,8 +95,8 @@ def test_a_suite_outlives_tests_that_end_or_stop_its_process(toy: Suite, tmp_pat
         "test_differs": "failed",
         "test_starts_a_process": "passed",
         "test_skips": "skipped",
-        "test_crashes": runner.CRASHED,
-        "test_hangs": runner.TOO_LONG,
+        "test_crashes": process.CRASHED,
+        "test_hangs": process.TOO_LONG,
         "test_after": "passed",
     }
     assert ours.outcomes["test_toy.py::test_steps"].made == 1
@@ -196,7 +196,7 @@ def test_only_what_ends_otherwise_is_a_difference() -> None:
 
 
 def test_crashes_and_timeouts_count_as_failed() -> None:
-    outcomes = {"a": Outcome(runner.CRASHED), "b": Outcome(runner.TOO_LONG), "c": PASSED}
+    outcomes = {"a": Outcome(process.CRASHED), "b": Outcome(process.TOO_LONG), "c": PASSED}
     assert compare.counts(outcomes) == {"passed": 1, "failed": 2, "skipped": 0}
 
 
