@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from isostep import dialects, rules
+from isostep.torch import own_step
 from isostep.torch.optimizer import FusedStep
 from isostep.torch.options import Extras
 
@@ -67,6 +68,11 @@ def _default(argument: str) -> Any:
 
 def _documentation(name: str, rule: rules.Rule) -> str:
     return f"""torch.optim.{name} in one fused step: the same arguments, groups, state and numbers.
+
+    torch.optim's own step runs, and no option below but groups and exclude_from_weight_decay can be
+    set, in a subclass that overrides {" or ".join(own_step.POINTS)},
+    with a parameter that is twice in its group, with capturable=True, and with hyperparameters that
+    require a gradient under differentiable=True.
 
     Args:
         params, and all arguments of torch.optim.{name}: as there.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -279,3 +280,22 @@ def test_a_variable_as_a_hyperparameter_of_a_program_gets_paddles_own_step() -> 
     assert (found[0] == found[1]).all()
     with pytest.raises(HyperparameterError, match=r"nonfinite: .* variable .* give a number"):
         _minimized(lambda: isostep.paddle.Adam(beta1=beta(), nonfinite="skip"))
+
+
+@pytest.mark.parametrize("how", ["minimize", "apply_gradients"])
+def test_a_parameter_that_is_given_twice_in_a_program(how: str) -> None:
+    def made(classes: Any) -> Any:
+        optimizer = classes.Adam(learning_rate=0.25)
+
+        def minimize(loss: Any) -> None:
+            pairs = optimizer.backward(loss)
+            if how == "minimize":
+                optimizer.minimize(loss, parameters=[p for p, _ in pairs] * 2)
+            else:
+                optimizer.apply_gradients(pairs * 2)
+
+        return SimpleNamespace(minimize=minimize)
+
+    theirs, ours = (_minimized(lambda c=c: made(c)) for c in (paddle.optimizer, isostep.paddle))
+    assert (theirs == ours).all()
+    assert (np.abs(theirs - 0.5) > 1.25).all()  # six steps
