@@ -48,8 +48,8 @@ def _documentation(spelling: Spelling, paddle_class: Any) -> str:
     return f"""{first} in one fused step: the same arguments, groups, state and numbers.
 
     Paddle's own step runs, and no option of isostep can be set, in a subclass that overrides a
-    method which that step calls (`_append_optimize_op`, `_finish_update`, ...), and with a parameter
-    that is given twice.
+    method which that step calls (`_append_optimize_op`, `_finish_update`, ...), and with a
+    parameter that is given twice.
 
     Args:
         {arguments}
