@@ -108,3 +108,13 @@ def test_callables_without_arguments_are_read_at_each_step() -> None:
         state = fixed.state_dict()
         assert np.array_equal(params[0]["w"], params[1]["w"])
         assert np.array_equal(live.slots("w")["average"], fixed.slots("w")["average"])
+
+
+def test_a_callable_may_stand_where_a_framework_turns_the_sign() -> None:
+    params = [{"w": np.array([[1.0, -2.0]])} for _ in range(2)]
+    given = [now([-0.8, -0.8]), -0.8]
+    for held, decay in zip(params, given, strict=True):
+        optimizer = isostep.Adafactor(held, dialect="keras", beta_2_decay=decay)
+        for _ in range(2):
+            optimizer.step({"w": np.array([[3.0, 0.5]])})
+    assert np.array_equal(params[0]["w"], params[1]["w"])

@@ -127,12 +127,17 @@ class Binding:
         return (
             groups is not self.groups
             or state is not self.state
+            or self.outgrown(groups)
             or not np.array_equal(addresses(self._here), self._where)
             or list(map(_dtype, self._here)) != self._dtypes
             or _differentiable(groups) != self._differentiable
             or self._counts.edited()
             or self._kept.replaced()
         )
+
+    def outgrown(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the groups have more or fewer parameters than this binding."""
+        return sum([len(group["params"]) for group in groups]) != len(self._params)
 
     def _refresh_groups(self) -> None:
         """Follow edits of the param groups."""

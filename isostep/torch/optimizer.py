@@ -114,7 +114,8 @@ class FusedStep(torch.optim.Optimizer):
         return loss
 
     def _cause(self) -> own_step.Cause | None:
-        return own_step.cause(self, new=self._binding is None)
+        bound = self._binding
+        return own_step.cause(self, new=bound is None or bound.outgrown(self.param_groups))
 
     def _own_step(self, cause: own_step.Cause, closure: Callable[[], Any] | None) -> Any:
         self._refuse_extras(cause)  # a group may have been edited

@@ -46,6 +46,21 @@ def test_a_group_added_later_may_repeat_a_parameter() -> None:
     assert twins.b.ran == OWN
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parameter_put_into_its_group_again_between_steps_is_stepped_twice(name: str) -> None:
+    twins = Twins(name, **FULL[name])
+    twins.run(2)
+    for optimizer in (twins.a, twins.b):
+        held = optimizer.param_groups[0]["params"]
+        held.append(held[0])
+    twins.run(2)
+    assert twins.b.ran == OWN
+    for optimizer in (twins.a, twins.b):
+        optimizer.param_groups[0]["params"].pop()
+    twins.run(2)
+    assert "native" in twins.b.ran[0]
+
+
 def test_across_groups_torch_refuses_it() -> None:
     p = make_params()[1]
     with pytest.raises(ValueError, match="more than one parameter group"):
