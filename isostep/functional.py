@@ -7,7 +7,7 @@ with shape and dtype and no memory. What the arrays are, and where new ones go, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from isostep.engines.leaf import Leaf
 from isostep.engines.traced import TracedNamespace, TracedOutcome, TracedScalars, TracedTensor
 from isostep.recipe import Recipe
 from isostep.report import SUMS
-from isostep.stepper import Stepper, as_dtype, machine_epsilon
+from isostep.stepper import Stepper, arithmetic, dtype_of, machine_epsilon
 from isostep.tracing import trace
 
 Arrays = Callable[[Leaf, str], Any]
@@ -28,6 +28,9 @@ Arrays = Callable[[Leaf, str], Any]
 
 Kind = tuple[int, str, int | None]
 """A group, the dtype of a parameter, and the steps that it has had, if they are its own."""
+
+Hypers = Sequence[Mapping[str, Any]]
+"""The hyperparameters of each group, by the rule's names."""
 
 NOTHING: dict[str, Any] = {}
 NO_CLIP: dict[str, Any] = {"clip": None}
@@ -37,7 +40,7 @@ NO_AVERAGE: dict[str, Any] = {"average": False, "overwrite": False}
 
 def stand_in(shape: Sequence[int], dtype: str) -> np.ndarray[Any, Any]:
     """An array of this shape and dtype that has no memory."""
-    return np.broadcast_to(np.zeros((), as_dtype(dtype)), tuple(shape))
+    return np.broadcast_to(np.zeros((), dtype_of(dtype)), tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Task:
         gradient: None if the recipe is idle.
         shape: default: the parameter's; of some of its rows if only these are stepped.
         steps: that the parameter has had; default: as many as there were.
+        dtypes: of new arrays, by name, where these are not the dtypes of the old ones.
     """
 
     leaf: Leaf
@@ -57,6 +61,7 @@ class Task:
     gradient: Any
     shape: tuple[int, ...] | None = None
     steps: int | None = None
+    dtypes: Mapping[str, str] = field(default_factory=lambda: NOTHING)
 
     @property
     def schedule(self) -> Schedule:
@@ -146,6 +151,7 @@ class FunctionalStep:
         iteration: Any,
         lr: Any = None,
         loss_scale: float = 1.0,
+        values: Hypers | None = None,
     ) -> Values:
         """What a step computes.
 
@@ -155,16 +161,26 @@ class FunctionalStep:
             iteration: number of steps that were completed.
             lr: the learning rate of groups that have none of their own.
             loss_scale: what gradients are divided by, if the recipes unscale.
+            values: the hyperparameters of each group in this step; default: the groups' own.
         """
-        coefficients = self.coefficients(tasks, iteration, lr, loss_scale)
+        coefficients = self.coefficients(tasks, iteration, lr, loss_scale, values)
         return self.values_by(tasks, arrays, coefficients)
 
     def coefficients(
-        self, tasks: Sequence[Task], iteration: Any, lr: Any = None, loss_scale: float = 1.0
+        self,
+        tasks: Sequence[Task],
+        iteration: Any,
+        lr: Any = None,
+        loss_scale: float = 1.0,
+        values: Hypers | None = None,
     ) -> dict[Kind, dict[str, Any]]:
-        """The coefficients that tasks have, by their kind; see `values`."""
+        """The coefficients that tasks have, by their kind; see `values`.
+
+        Args:
+            values: the hyperparameters of each group in this step; default: the groups' own.
+        """
         return {
-            kind: self._coefficients(kind, iteration, lr, loss_scale)
+            kind: self._coefficients(kind, iteration, lr, loss_scale, values)
             for kind in dict.fromkeys(task.kind for task in tasks)
         }
 
@@ -204,18 +220,20 @@ class FunctionalStep:
             read,
             dict(coefficients),
             arithmetic(task.kind[1]),
+            task.dtypes,
         )
 
     def _coefficients(
-        self, kind: Kind, iteration: Any, lr: Any, loss_scale: float
+        self, kind: Kind, iteration: Any, lr: Any, loss_scale: float, values: Hypers | None
     ) -> dict[str, Any]:
         made, xp, (group, parameter, count) = self.stepper, self._xp, kind
-        dtype = self._count_dtype or arithmetic(parameter)
+        dtype = self._count_dtype or of_coefficients(parameter)
 
         def read(value: Any) -> Any:
             return _number(xp, value(iteration) if callable(value) else value, dtype)
 
-        h = SimpleNamespace(**{k: read(v) for k, v in made.groups[group].values.items()})
+        given = made.groups[group].values if values is None else values[group]
+        h = SimpleNamespace(**{k: read(v) for k, v in given.items()})
         for name in made.spelling.none_is_machine_epsilon:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(parameter))
@@ -240,9 +258,9 @@ class FunctionalStep:
         )
 
 
-def arithmetic(dtype: str) -> str:
-    """The dtype that parameters of a dtype are stepped in."""
-    return "float64" if dtype == "float64" else "float32"
+def of_coefficients(dtype: str) -> str:
+    """The dtype of the coefficients of parameters of a dtype: real numbers."""
+    return "float64" if dtype in ("float64", "complex128") else "float32"
 
 
 def _number(xp: TracedNamespace, value: Any, dtype: str) -> Any:

@@ -124,6 +124,7 @@ class Recipe:
         idle: there is no gradient; only the average moves (Keras 3 averages every variable).
         master: `param` is a float32 copy, stored besides as `model` in the model's dtype.
         delta: store what is to be added to the parameter as `update`, and leave the parameter.
+        complex: the parameter is complex; squares and norms are of absolute values.
         average: keep a moving average.
         overwrite: the average may overwrite the parameter.
         report: measure norms of gradient, update and parameter and count non-finite values.
@@ -142,6 +143,7 @@ class Recipe:
     idle: bool = False
     master: bool = False
     delta: bool = False
+    complex: bool = False
     average: bool = False
     overwrite: bool = False
     report: bool = False
@@ -196,7 +198,7 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
     if recipe.unscale:
         g = g * c.inverse_loss_scale
     if recipe.report:
-        sums["grad_sq"] = xp.sum(g * g, per="tensor")
+        sums["grad_sq"] = xp.sum(xp.inner(g, g), per="tensor")
     if recipe.report or recipe.nonfinite != "propagate":
         bad = 1.0 - xp.isfinite(g)
         sums["nonfinite"] = xp.sum(bad, per="tensor")
@@ -221,8 +223,8 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
     new = decayed + update
     if recipe.report:
         change = new - p
-        sums["update_sq"] = xp.sum(change * change, per="tensor")
-        sums["param_sq"] = xp.sum(p * p, per="tensor")
+        sums["update_sq"] = xp.sum(xp.inner(change, change), per="tensor")
+        sums["param_sq"] = xp.sum(xp.inner(p, p), per="tensor")
     return new
 
 
@@ -232,9 +234,9 @@ def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:
     if recipe.clip == "value":
         return xp.minimum(xp.maximum(g, -c.clip_threshold), c.clip_threshold)
     if recipe.clip == "norm":
-        square = xp.sum(g * g, per="tensor")
+        square = xp.sum(xp.inner(g, g), per="tensor")
     else:
-        square = xp.sum(g * g, per="step", name=f"norm {recipe.clip_scope}")
+        square = xp.sum(xp.inner(g, g), per="step", name=f"norm {recipe.clip_scope}")
     norm = xp.sqrt(square)
     scale = xp.minimum(1.0, c.clip_threshold / (norm + c.clip_eps))
     if recipe.inf_norm_is_nan:

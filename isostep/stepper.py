@@ -36,6 +36,7 @@ DecayKind = Literal["coupled", "decoupled"]
 NUMPY = NumpyNamespace()
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LOW_PRECISION = DTYPES[2:]
+COMPLEX = ("complex128", "complex64")
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,7 @@ class Stepper:
             decay=self.decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
             master="model" in leaf.arrays,
+            complex=leaf.array.dtype.name in COMPLEX,
             average=ema is not None,
             overwrite=ema is not None and ema.overwrite_every is not None,
             report=o.report,
@@ -275,19 +277,20 @@ class Stepper:
         return any(is_on(group.values.get("weight_decay", 0.0)) for group in self.groups)
 
     def _slot_dtype(self, slot: str, per: Domain, leaf: Leaf) -> np.dtype[Any]:
-        wide = "float64" if leaf.array.dtype == np.float64 else "float32"
         asked = self.options.state_dtype
         if isinstance(asked, dict):
             asked = asked.get(slot)
         if asked == "param":
             return leaf.array.dtype
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
-        return as_dtype(asked if asked is not None and per == "element" else wide)
+        if asked is not None and per == "element":
+            return as_dtype(asked)
+        return np.dtype(arithmetic(leaf.array.dtype.name))
 
     def _fill(self, leaf: Leaf) -> None:
         """Bind the parameter and make what is kept for it, as far as it is not there."""
         arrays, own = leaf.arrays, leaf.own
-        wide = np.dtype(np.float64 if leaf.array.dtype == np.float64 else np.float32)
+        wide = np.dtype(arithmetic(leaf.array.dtype.name))
         if "param" not in arrays:
             arrays["param"] = own
             if self.options.master_weights and leaf.array.dtype.name in LOW_PRECISION:
@@ -519,11 +522,11 @@ class Stepper:
         for leaf, grad in zip(self.leaves, grad_dtypes, strict=True):
             kept = self.kept(leaf)
             schedule = trace(self.recipe(leaf))
-            sizes = {"grad": as_dtype(grad or "float32").itemsize * leaf.array.size}
+            sizes = {"grad": dtype_of(grad or "float32").itemsize * leaf.array.size}
             sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
             moved = sum(sizes[name] for step in schedule.passes for name in step.moves)
             passes = len(schedule.passes)
-            compute = "float64" if leaf.array.dtype == np.float64 else "float32"
+            compute = arithmetic(leaf.array.dtype.name)
             entries.append(
                 PlanEntry(
                     leaf.name,
@@ -544,6 +547,17 @@ def _model_dtype(cohort: Cohort) -> str:
     """The dtype of the parameters as the model has them, not of their float32 masters."""
     dtypes = {a.name: a.dtype for a in cohort.arrays}
     return dtypes.get("model", dtypes["param"])
+
+
+def arithmetic(dtype: str) -> str:
+    """The dtype that parameters of a dtype are stepped in."""
+    return dtype if dtype in ("float64", *COMPLEX) else "float32"
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of parameters and gradients, which may be complex where slots that are asked
+    for may not; see `as_dtype`."""
+    return np.dtype(name) if name in COMPLEX else as_dtype(name)
 
 
 def machine_epsilon(dtype: str) -> float:

@@ -34,7 +34,7 @@ def trace(recipe: Recipe, recomputes: bool = True, swapped: bool = False) -> Sch
         inputs[slot.name] = graph.input(slot.name, slot.per)
     if recipe.average:
         inputs["average"] = graph.input("average", "element")
-    result = step(SymbolNamespace(graph), recipe, inputs, _Coefficients(graph))
+    result = step(SymbolNamespace(graph, recipe.complex), recipe, inputs, _Coefficients(graph))
     if recipe.master and "param" in result.stores:
         result.stores["model"] = result.stores["param"]
     return schedule(graph, result.stores, result.statistics, result.blocked)

@@ -114,6 +114,9 @@ class BoundedNamespace:
         row, column = (1, 2) if swapped else (2, 1)
         self._axes = {"row": (row,), "column": (column,), "matrix": (1, 2), "tensor": (0, 1, 2)}
 
+    def inner(self, x: Bounded, y: Bounded) -> Bounded:
+        return x * y
+
     def sqrt(self, x: Bounded) -> Bounded:
         root = np.sqrt(x.value)
         low = root - np.sqrt(np.maximum(x.value - x.error, 0.0))

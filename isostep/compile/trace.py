@@ -198,9 +198,20 @@ def _over_root(x: Symbol) -> bool:
 
 @dataclass(frozen=True)
 class SymbolNamespace:
-    """The `xp` that a recipe and a rule see while they are traced."""
+    """The `xp` that a recipe and a rule see while they are traced.
+
+    Args:
+        graph: what it writes.
+        complex: parameters are complex. Only namespaces of array libraries have the operation
+            `inner`; that of real numbers is a product, in which kernels see nothing new.
+    """
 
     graph: Graph
+    complex: bool = False
+
+    def inner(self, x: Any, y: Any, /) -> Symbol:
+        """The real part of `x` times the conjugate of `y`."""
+        return self.graph.apply("inner" if self.complex else "mul", x, y)
 
     def sqrt(self, x: Any, /) -> Symbol:
         return self.graph.apply("sqrt", x)

@@ -8,8 +8,8 @@ factored tensor is reduced along its own axes, so sharded arrays need no new lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ class TracedTensor:
         arrays: `grad`, `param`, slots and `average` by name.
         coefficients: by name, numbers or arrays of no dimension.
         dtype: of the arithmetic.
+        dtypes: of new arrays, by name, where these are not the dtypes of the old ones.
     """
 
     schedule: Schedule
@@ -56,6 +57,7 @@ class TracedTensor:
     arrays: dict[str, Any]
     coefficients: dict[str, Any]
     dtype: str
+    dtypes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def axes(self, node: Symbol) -> tuple[int, ...]:
         """What a reduction to the domain of `node` goes along."""
@@ -135,9 +137,14 @@ class _Values:
             else:
                 here[node.index] = _apply(xp, node.op, [value(a) for a in node.args])
         for name, node in step.stores.items():
-            old = tensor.arrays.get(name)
             new = xp.reshape(value(node), tensor.slot_shape(node.domain))
-            self.stores[name] = new if old is None else xp.cast(new, xp.dtype(old))
+            dtype = self.stored(name)
+            self.stores[name] = new if dtype is None else xp.cast(new, dtype)
+
+    def stored(self, name: str) -> str | None:
+        """The dtype of a new array; None: that of the arithmetic."""
+        old = self.tensor.arrays.get(name)
+        return self.tensor.dtypes.get(name) or (None if old is None else self.xp.dtype(old))
 
     def _load(self, array: Any, domain: str) -> Any:
         array = _as(self.xp, array, self.tensor.dtype)
@@ -204,6 +211,8 @@ def step(xp: TracedNamespace, tensors: Sequence[TracedTensor]) -> TracedOutcome:
         for value in values:
             for name, new in value.stores.items():
                 old = value.tensor.arrays[name]
+                if name in value.tensor.dtypes:
+                    old = xp.cast(old, value.tensor.dtypes[name])
                 value.stores[name] = xp.apply("where", [blocked > 0, old, new])
     return TracedOutcome(
         [v.stores for v in values],

@@ -12,7 +12,8 @@ $$ \theta_t = \theta_{t-1}
 
 where $\rho_t = \min(\gamma, 1/\sqrt t)$ if `relative_step`, else $\gamma$. Tensors that are not
 factored keep $v_t = \beta_t v_{t-1} + (1-\beta_t) G_t$. With `clamp_eps` (PyTorch) $\epsilon_1$
-bounds $\operatorname{mean} r_t$ and $\sqrt{v_t}$ from below instead of being added to $g_t^2$.
+bounds $\operatorname{mean} r_t$ and $\sqrt{v_t}$ from below instead of being added to $g_t^2$. With
+`decay_offset` (optax) $\beta_t$ counts steps from there, and there is none before.
 
 Source: Shazeer and Stern, arXiv:1804.04235, algorithms 4-6; two axes are factored, the last two,
 or the two largest if both have `min_dim_to_factor` (`largest_axes`, optax). `momentum` averages
@@ -24,6 +25,7 @@ or `exp_avg_sq` (the parameter's shape) where not factored; `exp_avg` with momen
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,7 +63,7 @@ def factored_axes(shape: tuple[int, ...], h: SimpleNamespace) -> tuple[int, int]
 
 def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
     c = {
-        "one_minus_beta2": t**-h.decay_rate,
+        "one_minus_beta2": _of_age(xp, t - h.decay_offset, h.decay_rate),
         "step_size": xp.minimum(h.lr, 1.0 / xp.sqrt(t)) if h.relative_step else h.lr,
         "eps1": h.eps1,
         "scale_floor": h.eps2,
@@ -75,10 +77,15 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
     return c
 
 
+def _of_age(xp: Any, age: Any, decay_rate: Any) -> Any:
+    """`age` ** -`decay_rate`; NaN before the first step that counts."""
+    return xp.where(age > 0, xp.maximum(age, 2.0**-126) ** -decay_rate, math.nan)
+
+
 def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
-    square = g * g if o.clamp_eps else g * g + c.eps1
+    square = xp.inner(g, g) if o.clamp_eps else xp.inner(g, g) + c.eps1
     if o.factored:
         row = toward(xp, slots["row"], xp.mean(square, per="row"), c.one_minus_beta2)
         column = toward(xp, slots["column"], xp.mean(square, per="column"), c.one_minus_beta2)
@@ -92,9 +99,9 @@ def update(
 
     scale = c.step_size
     if o.parameter_scale:
-        scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(p * p, per="tensor")))
+        scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(xp.inner(p, p), per="tensor")))
     if o.update_clip:
-        rms = xp.sqrt(xp.mean(u * u, per="tensor"))
+        rms = xp.sqrt(xp.mean(xp.inner(u, u), per="tensor"))
         scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
     step = scale * u
     if o.momentum:
@@ -108,6 +115,7 @@ ADAFACTOR = Rule(
     hyperparameters=(
         Hyperparameter("lr", 1e-2, "learning rate, the cap of the relative step"),
         Hyperparameter("decay_rate", 0.8, "exponent kappa of the second-moment decay 1 - t^-kappa"),
+        Hyperparameter("decay_offset", 0.0, "steps of an earlier training, which do not count"),
         Hyperparameter("eps1", 1e-30, "regulariser of the squared gradient"),
         Hyperparameter("eps2", 1e-3, "smallest root mean square of a parameter"),
         Hyperparameter(

@@ -26,7 +26,7 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
 def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
-    total = slots["sum"] + g * g
+    total = slots["sum"] + xp.inner(g, g)
     direction = g / (xp.sqrt(total + c.eps_root) + c.eps)
     if o.zero_where_empty:  # 0/0 with both epsilons zero
         direction = xp.where(total > 0, direction, 0.0)

@@ -72,7 +72,7 @@ def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
     m = toward(xp, slots["exp_avg"], g, c.one_minus_beta1)
-    v = c.beta2 * slots["exp_avg_sq"] + c.one_minus_beta2 * g * g
+    v = c.beta2 * slots["exp_avg_sq"] + xp.inner(c.one_minus_beta2 * g, g)
     new = {"exp_avg": m, "exp_avg_sq": v}
     if o.amsgrad:
         candidate = v * c.correction2 if o.max_of_corrected else v

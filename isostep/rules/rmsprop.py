@@ -43,14 +43,14 @@ def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
 def update(
     xp: Any, g: Any, p: Any, slots: Slots, c: SimpleNamespace, o: SimpleNamespace
 ) -> tuple[Any, dict[str, Any]]:
-    square_avg = c.alpha * slots["square_avg"] + c.one_minus_alpha * g * g
+    square_avg = c.alpha * slots["square_avg"] + xp.inner(c.one_minus_alpha * g, g)
     new = {"square_avg": square_avg}
     variance = square_avg * c.correction if o.bias_correction else square_avg
     if o.centered:
         grad_avg = toward(xp, slots["grad_avg"], g, c.one_minus_alpha)
         new["grad_avg"] = grad_avg
         mean = grad_avg * c.correction if o.bias_correction else grad_avg
-        variance = variance - mean * mean
+        variance = variance - xp.inner(mean, mean)
     direction = g / (xp.sqrt(variance + c.eps_root) + c.eps)
     if not o.momentum:
         return c.direction_step * direction, new
