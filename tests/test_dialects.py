@@ -255,7 +255,13 @@ def test_the_form_of_a_framework_can_be_overruled_by_its_own_name():
         ("keras", "Adafactor", {"beta_2_decay": "x"}, "beta_2_decay='x' is not a number"),
         ("paddle", "Adagrad", {}, "Adagrad needs learning_rate: it has no default"),
         ("optax", "adadelta", {}, "adadelta needs learning_rate"),
-        ("optax", "Adafactor", {"decay_offset": 5}, "decay_offset=5 is not supported: use 0"),
+        ("optax", "Adafactor", {"decay_offset": -5}, "decay_offset=-5 is out of range"),
+        (
+            "optax",
+            "amsgrad",
+            {"learning_rate": 0.1, "bias_correction_mu": False},
+            "bias_correction_mu=False is not supported: use True",
+        ),
     ],
 )
 def test_a_bad_value_says_what_is_wrong(dialect, rule, given, message):

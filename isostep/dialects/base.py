@@ -122,6 +122,15 @@ class Spelling:
             HyperparameterError: a value is out of range or is not a pair where one is needed, a
                 hyperparameter is given twice, or one without default is not given.
         """
+        values = self.canonical_defaults(rule) | self._chosen(rule, given)
+        for name, value in values.items():
+            if value is REQUIRED:
+                argument = self.names.get(name, name)
+                raise HyperparameterError(f"{self.class_name} needs {argument}: it has no default")
+        return values
+
+    def _chosen(self, rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given, by the rule's names; see `resolve`."""
         shown: dict[str, str] = {}
         chosen: dict[str, Any] = {}
         for key, value in given.items():
@@ -133,21 +142,13 @@ class Spelling:
                     )
                 shown[name] = argument
                 chosen[name] = self._read(rule, name, part, argument)
-        used = {name: value for name, value in chosen.items() if name not in self.without_effect}
-        values = self.canonical_defaults(rule) | used
-        for name, value in values.items():
-            if value is REQUIRED:
-                argument = self.names.get(name, name)
-                raise HyperparameterError(f"{self.class_name} needs {argument}: it has no default")
-        return values
+        return {name: value for name, value in chosen.items() if name not in self.without_effect}
 
     def changed(
         self, rule: Rule, values: Mapping[str, Any], given: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Resolved `values` with what is given, in either vocabulary, in place of theirs."""
-        replaced = {name for key in given for name in self.arguments.get(key, (key,))}
-        kept = {name: value for name, value in values.items() if name not in replaced}
-        return self.resolve(rule, {**kept, **given})
+        return {**values, **self._chosen(rule, given)}
 
     def _parts(self, rule: Rule, key: str, value: Any) -> list[tuple[str, str, Any]]:
         """What one given name sets, as (hyperparameter, name it was given under, value)."""
@@ -183,7 +184,8 @@ class Spelling:
         if value is None:
             if name in self.none_is_machine_epsilon:
                 return None
-            value = self.none_means.get(name)
+            if name in self.none_means:
+                return self.none_means[name]
         if argument != name and name in self.negated:
             value, argument = negative(value), f"-{argument}"
         return rule.hyperparameter(name).check(value, argument)
@@ -237,6 +239,11 @@ class Dialect:
         clip_eps: what is added to a norm before the threshold is divided by it.
         inf_norm_is_nan: kinds of clipping that turn every element NaN if the norm is infinite.
         averaging: the moving average of parameters.
+        complex_moduli: complex parameters are stepped as complex numbers, and their squares and
+            norms are of absolute values; else the framework has no complex parameters, or takes
+            them for pairs of real ones.
+        schedule_counts: state of the framework that counts steps for one schedule -> the
+            hyperparameter that the schedule gives.
         steps_per: what has a step count of its own: each `"parameter"`, or the `"optimizer"`.
         other_arguments: arguments of the framework's classes that are not hyperparameters of a
             rule; front-ends read them.
@@ -252,6 +259,8 @@ class Dialect:
     steps_per: Literal["parameter", "optimizer"]
     clip_eps: float = 0.0
     inf_norm_is_nan: tuple[ClipKind, ...] = ()
+    complex_moduli: bool = False
+    schedule_counts: Mapping[str, str] = field(default_factory=_nothing)
     absent: Mapping[str, str] = field(default_factory=_nothing)
     other_arguments: tuple[str, ...] = ()
     extension_points: tuple[str, ...] = ()

@@ -85,11 +85,13 @@ ADADELTA = Spelling(
     class_name="adadelta",
     names={"lr": "learning_rate", "rho": "rho", "eps": "eps", "weight_decay": "weight_decay"},
     defaults={"lr": REQUIRED, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},
+    none_means={"lr": -1.0},
     slots={"square_avg": "e_g", "acc_delta": "e_x"},
     formula="p -= lr * sqrt(D + eps)/sqrt(E + eps) * g",
     quirks=(
         "optax-adadelta-climbs-without-learning-rate: learning_rate=None, the default, leaves the "
-        "sign of the update as it is, so the loss rises; isostep asks for a learning rate",
+        "sign of the update as it is, so the loss rises: a learning rate of -1; isostep asks for a "
+        "learning rate, except where optax' own function does not",
     ),
 )
 
@@ -135,6 +137,7 @@ ADAFACTOR = Spelling(
         "lr": "learning_rate",
         "min_dim_to_factor": "min_dim_size_to_factor",
         "decay_rate": "decay_rate",
+        "decay_offset": "decay_offset",
         "parameter_scale": "multiply_by_parameter_scale",
         "clip_threshold": "clipping_threshold",
         "momentum": "momentum",
@@ -146,6 +149,7 @@ ADAFACTOR = Spelling(
         "lr": None,
         "min_dim_to_factor": 128,
         "decay_rate": 0.8,
+        "decay_offset": 0,
         "parameter_scale": True,
         "clip_threshold": 1.0,
         "momentum": None,
@@ -154,7 +158,6 @@ ADAFACTOR = Spelling(
         "factored": True,
     },
     none_means={"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0},
-    unsupported={"decay_offset": 0},
     fixed={"relative_step": False, "largest_axes": True, "clamp_eps": False, "eps2": 1e-3},
     slots={"row": "v_row", "column": "v_col", "exp_avg_sq": "v", "exp_avg": "ema"},
     decay="decoupled",
@@ -191,6 +194,8 @@ DIALECT = Dialect(
         without_gradient=True,
     ),
     steps_per="optimizer",
+    complex_moduli=True,
+    schedule_counts={"ScaleByScheduleState": "lr", "WeightDecaySchedule": "weight_decay"},
     other_arguments=(
         "accumulator_dtype",
         "mu_dtype",
