@@ -10,8 +10,20 @@ params, state = optimizer.apply(params, grads, state)  # or all in one
 
 from __future__ import annotations
 
-from isostep.jax.factories import adadelta, adafactor, adagrad, adam, adamw, rmsprop, sgd
-from isostep.jax.optimizer import Optimizer, State
+from isostep.jax.factories import (
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamw,
+    amsgrad,
+    nadam,
+    nadamw,
+    rmsprop,
+    sgd,
+)
+from isostep.jax.layout import State
+from isostep.jax.optimizer import Optimizer
 
 __all__ = [
     "Optimizer",
@@ -21,6 +33,9 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "amsgrad",
+    "nadam",
+    "nadamw",
     "rmsprop",
     "sgd",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from isostep import dialects, rules
 from isostep.dialects import Spelling
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
+from isostep.jax.made import Made
 from isostep.jax.native import ENGINES, Engine
-from isostep.jax.optimizer import Made, Optimizer
+from isostep.jax.optimizer import Optimizer
+from isostep.jax.own import MASKS, Own
 from isostep.rates import group_values
 from isostep.recipe import EMA, Clip, as_ema
 from isostep.stepper import Options
@@ -27,7 +30,6 @@ DTYPES = {
     "dtype_momentum": "exp_avg",
 }
 """optax' arguments that give the dtype of a slot, by the rule's name of the slot."""
-MASKS = ("mask", "weight_decay_mask")
 EXTRAS = """dialect: whose names, defaults and numbers hold: `"optax"`, `"torch"`, `"keras"`,
             `"tf_keras"` or `"paddle"`; hyperparameters may also bear isostep's own names.
         clip: `isostep.Clip`, of the gradients before everything else.
@@ -63,41 +65,58 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
         engine: Engine = "auto",
         **hyperparameters: Any,
     ) -> Optimizer:
+        spoken = dialects.get(dialect)
         if dialect == "optax":
-            given = dict(signature.bind(*args, **hyperparameters).arguments)
+            bound = signature.bind(*args, **hyperparameters)
+            bound.apply_defaults()
+            given = dict(bound.arguments)
         else:
             given = {**dict(zip(("lr",), args, strict=False)), **hyperparameters}
             if len(args) > 1:
                 raise TypeError(f"{name}() takes one argument by place with dialect={dialect!r}")
-        if nonfinite not in ("propagate", "skip"):
-            raise HyperparameterError(
-                f"nonfinite={nonfinite!r} is not allowed: use one of propagate, skip (a compiled "
-                f"step cannot raise)"
-            )
-        if engine not in ENGINES:
-            raise HyperparameterError(
-                f"engine={engine!r} is not allowed: use one of {', '.join(ENGINES)}"
-            )
-        masks = [given.pop(argument, None) for argument in MASKS]
-        dtypes = {s: given.pop(a) for a, s in DTYPES.items() if a in given}
-        spoken = dialects.get(dialect)
-        spelling = spoken.spelling(spoken_name(name))
+        _check_choices(nonfinite, engine)
+        spelling = spoken.spelling(name if dialect == "optax" else _spoken_name(name))
         rule = rules.get(spelling.rule)
+        arguments = dict(given)
+        masks = [given.pop(argument) for argument in MASKS if argument in given]
+        dtypes = {slot: given.pop(a) for a, slot in DTYPES.items() if a in given}
         made = as_groups(groups)
         values = spelling.resolve(rule, _traceable(given, spelling))
-        own = [_of_group(spelling, rule, values, g.hyperparameters) for g in made]
-        ema = as_ema(ema, spoken.averaging.start)
+        changed = [_of_group(spelling, rule, values, g.hyperparameters) for g in made]
+        own = None
+        if dialect == "optax" and _schedules(given, spelling) <= {*spoken.schedule_counts.values()}:
+            own = Own(optax_function, arguments, list(spelling.slots.values()))
         options = Options(
             clip=clip,
-            ema=ema,
+            ema=as_ema(ema, spoken.averaging.start),
             nonfinite="skip" if nonfinite == "skip" else "propagate",
             master_weights=master_weights,
             state_dtype=_slot_dtypes(rule, dtypes, state_dtype),
             report=report,
         )
-        mask = next((m for m in masks if m is not None), None)
-        triples = [(group, *held) for group, held in zip(made, own, strict=True)]
-        return Optimizer(Made(rule, spoken, spelling, values, triples, options, mask, engine))
+        extras = {
+            "clip": clip is not None,
+            "ema": ema is not None,
+            "groups": bool(made),
+            "nonfinite": nonfinite != "propagate",
+            "master_weights": master_weights,
+            "state_dtype": state_dtype is not None,
+            "report": report,
+        }
+        return Optimizer(
+            Made(
+                rule,
+                spoken,
+                spelling,
+                values,
+                [(group, *held) for group, held in zip(made, changed, strict=True)],
+                options,
+                next((mask for mask in masks if mask is not None), None),
+                engine,
+                own,
+                [extra for extra, asked in extras.items() if asked],
+            )
+        )
 
     extra = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     make.__name__ = make.__qualname__ = name
@@ -117,9 +136,32 @@ def _factory(optax_function: Any) -> Callable[..., Optimizer]:
     return make
 
 
-def spoken_name(name: str) -> str:
+def _check_choices(nonfinite: str, engine: str) -> None:
+    if nonfinite not in ("propagate", "skip"):
+        raise HyperparameterError(
+            f"nonfinite={nonfinite!r} is not allowed: use one of propagate, skip (a compiled "
+            f"step cannot raise)"
+        )
+    if engine not in ENGINES:
+        raise HyperparameterError(
+            f"engine={engine!r} is not allowed: use one of {', '.join(ENGINES)}"
+        )
+
+
+def _spoken_name(name: str) -> str:
     """The rule that a function of optax stands for."""
     return next(s.rule for s in dialects.get("optax").spellings.values() if s.class_name == name)
+
+
+def _schedules(given: Mapping[str, Any], spelling: Spelling) -> set[str]:
+    """The hyperparameters that schedules are given for."""
+    arguments = spelling.arguments
+    return {
+        name
+        for argument, value in given.items()
+        if callable(value)
+        for name in arguments.get(argument, (argument,))
+    }
 
 
 class _Constant:
@@ -144,21 +186,25 @@ def _of_group(
 
 
 def _traceable(given: Mapping[str, Any], spelling: Spelling) -> dict[str, Any]:
-    """Arrays, which may be traced, as schedules that give them at each step."""
-
+    """Hyperparameters as a rule takes them. Arrays, which may be traced, become schedules that give
+    them at each step; so does a number that is given for what None means, to which a rule says that
+    the feature is off: only None switches it off here."""
     found: dict[str, Any] = {}
-    for name, value in given.items():
-        if not isinstance(value, jax.Array | np.ndarray):
-            found[name] = value
-        elif name not in spelling.unsupported:
-            found[name] = _Constant(value)
+    for argument, value in given.items():
+        off = [spelling.none_means.get(n) for n in spelling.arguments.get(argument, ())]
+        if isinstance(value, int | float) and not isinstance(value, bool) and value in off:
+            found[argument] = _Constant(float(value))
+        elif not isinstance(value, jax.Array | np.ndarray):
+            found[argument] = value
+        elif argument not in spelling.unsupported:
+            found[argument] = _Constant(value)
         elif isinstance(value, Tracer):
             raise HyperparameterError(
-                f"{spelling.class_name}: {name} is traced, and must be known: put it among the "
+                f"{spelling.class_name}: {argument} is traced, and must be known: put it among the "
                 f"static_args of inject_hyperparams, or leave it out"
             )
         else:
-            found[name] = value.item()
+            found[argument] = value.item()
     return found
 
 
@@ -166,12 +212,13 @@ def _slot_dtypes(
     rule: rules.Rule, dtypes: Mapping[str, Any], asked: str | Mapping[str, str] | None
 ) -> dict[str, str]:
     """The dtype of each slot by name: what optax' arguments say, what was asked for, else the
-    parameter's."""
+    parameter's. Where optax' wrappers took a dtype for a schedule, an array is what is left of it.
+    """
     found = {slot.name: asked if isinstance(asked, str) else "param" for slot in rule.slots}
     found |= {
         slot: jax.dtypes.canonicalize_dtype(dtype).name
         for slot, dtype in dtypes.items()
-        if dtype is not None
+        if dtype is not None and not isinstance(dtype, jax.Array)
     }
     return found | (dict(asked) if isinstance(asked, Mapping) else {})
 
@@ -181,5 +228,8 @@ adagrad = _factory(optax.adagrad)
 rmsprop = _factory(optax.rmsprop)
 adadelta = _factory(optax.adadelta)
 adam = _factory(optax.adam)
+nadam = functools.partial(adam, nesterov=True)
+amsgrad = _factory(optax.amsgrad)
 adamw = _factory(optax.adamw)
+nadamw = functools.partial(adamw, nesterov=True)
 adafactor = _factory(optax.adafactor)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -26,7 +27,15 @@ from numpy.typing import NDArray
 from isostep.engines.cohort import Outcome, Runner, execute
 from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
-from isostep.functional import Arrays, FunctionalStep, Kind, Task, Values, arithmetic
+from isostep.functional import (
+    Arrays,
+    FunctionalStep,
+    Hypers,
+    Kind,
+    Task,
+    Values,
+    of_coefficients,
+)
 from isostep.jax.ffi import Addresses, Target
 from isostep.report import SUMS
 from isostep.stepper import DTYPES
@@ -45,7 +54,8 @@ class Step:
     read and write; its results are what they write, the sums of a report, and the number of
     non-finite gradient elements, the last two as far as the recipes ask for them.
 
-    Steps that do the same are equal, whichever optimizer they belong to.
+    Steps that do the same are equal, whichever optimizer they belong to. Programs keep them, so
+    they hold no array: of each gradient they have shape and dtype.
 
     Args:
         function: what computes it.
@@ -61,9 +71,9 @@ class Step:
         coefficients: Mapping[Kind, Mapping[str, Any]],
         required: bool,
     ) -> None:
-        self.function, self.tasks, self.required = function, list(tasks), required
+        self.function, self.tasks, self.required = function, _shapes(tasks), required
         self.named = [(kind, name) for kind, given in coefficients.items() for name in given]
-        self.vectors = sorted({arithmetic(kind[1]) for kind, _ in self.named})
+        self.vectors = sorted({of_coefficients(kind[1]) for kind, _ in self.named})
         self.arrays = [(k, name) for k, task in enumerate(tasks) for name in self._read(task)]
         self.stores = [(k, name) for k, task in enumerate(tasks) for name in task.stores]
         self.reports = any(task.recipe.report for task in tasks)
@@ -120,22 +130,27 @@ class Step:
 
     # -- operands and results --------------------------------------------------------------------
 
-    def operands(self, arrays: Arrays, coefficients: Mapping[Kind, Mapping[str, Any]]) -> list[Any]:
-        """What the operation works on."""
+    def operands(
+        self,
+        tasks: Sequence[Task],
+        arrays: Arrays,
+        coefficients: Mapping[Kind, Mapping[str, Any]],
+    ) -> list[Any]:
+        """What the operation works on; `tasks` are its own, with gradients."""
         vectors = [
             jnp.stack([jnp.asarray(coefficients[kind][name], dtype) for kind, name in named])
             for dtype in self.vectors
             if (named := self.in_vector(dtype))
         ]
         read = [
-            self.tasks[k].gradient if name == "grad" else arrays(self.tasks[k].leaf, name)
+            tasks[k].gradient if name == "grad" else arrays(tasks[k].leaf, name)
             for k, name in self.arrays
         ]
         return [*vectors, *map(jnp.asarray, read)]
 
     def in_vector(self, dtype: str) -> list[tuple[Kind, str]]:
         """The coefficients in the vector of a dtype, in order."""
-        return [(kind, name) for kind, name in self.named if arithmetic(kind[1]) == dtype]
+        return [(kind, name) for kind, name in self.named if of_coefficients(kind[1]) == dtype]
 
     @cached_property
     def place(self) -> dict[tuple[int, str], int]:
@@ -148,10 +163,14 @@ class Step:
             task = self.tasks[k]
             found = operand.dtype.name, operand.shape
             expected = self.dtype(task, name), self.shape(task, name)
-            if found != expected or found[0] not in DTYPES:
+            if found[0] not in DTYPES:
+                return f"{name!r} is a {found[0]}, which no kernel steps"
+            if found != expected:
                 return f"{name!r} is a {found[0]} of shape {found[1]}, where {expected[0]} of " + (
                     f"shape {expected[1]} is stepped"
                 )
+            if name in task.dtypes:
+                return f"{name!r} is to become a {task.dtypes[name]}"
             if not jax.typeof(operand).sharding.mesh.empty:
                 return "arrays lie on a mesh"
         return None if self.elements else "there is nothing to step"
@@ -184,7 +203,7 @@ class Step:
         tasks = [
             task
             if task.gradient is None
-            else Task(task.leaf, task.recipe, operands[self.place[k, "grad"]])
+            else replace(task, gradient=operands[self.place[k, "grad"]])
             for k, task in enumerate(self.tasks)
         ]
 
@@ -198,6 +217,15 @@ class Step:
         if self.skips:
             results.append(jnp.asarray(found.blocked, jnp.int32))
         return results
+
+
+def _shapes(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks whose gradients have no memory."""
+
+    def shape(gradient: Any) -> Any:
+        return None if gradient is None else jax.ShapeDtypeStruct(gradient.shape, gradient.dtype)
+
+    return [replace(task, gradient=shape(task.gradient)) for task in tasks]
 
 
 class Kernels:
@@ -344,7 +372,17 @@ def _abstract(*operands: Any, step: Step) -> list[Any]:
 
 @_operation.def_impl
 def _evaluated(*operands: Any, step: Step) -> list[Any]:
-    return _compiled(step)(*operands)
+    # Like every operation it is compiled by itself, also where functions are not, or are run again
+    # without: there the function that is compiled would come here again.
+    with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
+        results = _compiled(step)(*operands)
+    for wanted, found, kind in (
+        (jax.config.values["jax_debug_nans"], jnp.isnan, "nan"),
+        (jax.config.values["jax_debug_infs"], jnp.isinf, "inf"),
+    ):
+        if wanted and any(found(x).any() for x in results):
+            raise FloatingPointError(f"invalid value ({kind}) encountered in {TARGET}")
+    return results
 
 
 @functools.lru_cache(maxsize=64)
@@ -414,7 +452,12 @@ def takes_kernels(engine: Engine, sizes: Sequence[int]) -> bool:
 
 
 def values(
-    function: FunctionalStep, tasks: Sequence[Task], arrays: Arrays, count: Any, required: bool
+    function: FunctionalStep,
+    tasks: Sequence[Task],
+    arrays: Arrays,
+    count: Any,
+    hypers: Hypers,
+    required: bool,
 ) -> Values:
     """What a step computes, by kernels if its stepper is made for them and they can run; see
     `FunctionalStep.values`.
@@ -422,15 +465,16 @@ def values(
     Args:
         function, tasks, arrays: as there.
         count: number of steps that were completed.
+        hypers: the hyperparameters of each group in this step.
         required: whether it is an error if kernels cannot run.
 
     Raises:
         RuntimeError: kernels cannot run, and must.
     """
-    coefficients = function.coefficients(tasks, count)
+    coefficients = function.coefficients(tasks, count, values=hypers)
     if function.stepper.engine == "native":
         step = Step(function, tasks, coefficients, required)
-        operands = step.operands(arrays, coefficients)
+        operands = step.operands(tasks, arrays, coefficients)
         reason = step.misfit(operands)
         if reason is None:
             return step.values(_run(step, *operands))

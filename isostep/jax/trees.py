@@ -37,7 +37,7 @@ class Form:
         """The form of a tree, and its leaves."""
         with_path, tree = jax.tree_util.tree_flatten_with_path(params)
         names = _names([path for path, _ in with_path])
-        leaves = [jnp.asarray(leaf) for _, leaf in with_path]
+        leaves = [as_array(leaf) for _, leaf in with_path]
         dtypes = tuple(leaf.dtype.name for leaf in leaves)
         return cls(tree, names, tuple(leaf.shape for leaf in leaves), dtypes), leaves
 
@@ -57,6 +57,14 @@ class Form:
     def tree_of(self, leaves: Sequence[Any]) -> Any:
         """A tree of this form."""
         return self.tree.unflatten(leaves)
+
+
+def as_array(leaf: Any) -> Any:
+    """A leaf as an array of JAX; what stands for one, and what JAX has no arithmetic for, as it
+    is."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) or getattr(leaf, "dtype", None) == jax.dtypes.float0:
+        return leaf
+    return jnp.asarray(leaf)
 
 
 def _names(paths: Sequence[Any]) -> tuple[str, ...]:
@@ -82,11 +90,29 @@ def full(like: Any, shape: tuple[int, ...], gone: int | None, dtype: Any, value:
         dtype: the new one's dtype.
         value: what it is filled with.
     """
+    return jnp.full(shape, value, dtype, device=_sharding(like, gone))
+
+
+def without_axis(array: Any, like: Any, gone: int) -> Any:
+    """An array, sharded as another is that has one axis more."""
+    sharding = _sharding(like, gone)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def on_mesh_of(like: Any, array: Any) -> Any:
+    """An array, on every device of the mesh on which another lies."""
+    sharding = _sharding(like, None)
+    if sharding is None:
+        return array
+    return jax.device_put(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _sharding(like: Any, gone: int | None) -> NamedSharding | None:
+    """The sharding of an array, or of what stands for one, without an axis; None if it has no
+    names of axes, or if it is traced."""
     sharding = None if isinstance(like, Tracer) else getattr(like, "sharding", None)
-    if isinstance(sharding, NamedSharding):
-        spec = (*sharding.spec, *[None] * (like.ndim - len(sharding.spec)))
-        kept = [s for axis, s in enumerate(spec) if axis != gone]
-        return jnp.full(
-            shape, value, dtype, device=NamedSharding(sharding.mesh, PartitionSpec(*kept))
-        )
-    return jnp.full(shape, value, dtype)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    spec = (*sharding.spec, *[None] * (len(like.shape) - len(sharding.spec)))
+    kept = [s for axis, s in enumerate(spec) if axis != gone]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peers.places import Places, pairs
 
 CONSTRUCTS = ["isostep.jax.optimizer:Optimizer.__new__"]
-STEPS = ["isostep.jax.optimizer:Steps.update", "isostep.jax.optimizer:Steps.apply"]
+STEPS = ["isostep.jax.steps:Steps.update", "isostep.jax.steps:Steps.apply"]
 
 
 def places() -> Places:

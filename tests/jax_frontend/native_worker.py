@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import isostep.jax
 from isostep import Clip, Group
 from isostep.jax import native
+from isostep.jax.forms import Forms
 from isostep.jax.trees import Form
 from tests.jax_frontend.worker import FACTORIES, kernels, tree, worst
 
@@ -107,7 +108,8 @@ def operations(name: str, given: dict[str, Any]) -> int:
     """How often the steps of `run` round, at most: the nodes of a step, over all steps."""
     optimizer = made(name, "native", **given)
     params = tree(0, "float32")
-    function, _ = optimizer.steps._prepared(Form.of(params)[0], params)
+    form, _ = Form.of(params)
+    function = Forms(optimizer.steps._made).prepared(form, (True,) * 4, form.dtypes).function
     tasks = function.tasks(dict.fromkeys(range(4), jnp.zeros(())))
     return STEPS * max(sum(len(p.nodes) for p in task.schedule.passes) for task in tasks)
 

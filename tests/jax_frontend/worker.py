@@ -282,7 +282,8 @@ def errors() -> dict[str, list[str]]:
     note("nonfinite", lambda: isostep.jax.adamw(0.1, nonfinite="raise"))
     note("pattern", lambda: isostep.jax.adamw(0.1, groups=[Group("nothing", lr=1.0)]).init(params))
     note("structure", lambda: adamw.apply(params, {"layer": 1}, state))
-    note("integers", lambda: adamw.init({"w": jnp.ones(2, int)}))
+    averaged = isostep.jax.adamw(0.125, ema=0.5)
+    note("average of integers", lambda: averaged.init({"w": jnp.ones(2, int)}))
     note("torch word", lambda: isostep.jax.adamw(0.1, 0.9, dialect="torch"))
     return found
 

@@ -104,8 +104,11 @@ class IsostepRunner(OptaxRunner):
         jax.config.update("jax_enable_x64", dtype == "float64")
         clip = Clip(**dict([case.clip])) if case.clip else None
         ema = EMA(case.average.momentum, start="first_update") if case.average else None
+        arguments = dict(case.arguments)
+        if arguments.get("momentum") and case.framework_class == "adafactor":
+            arguments["dtype_momentum"] = dtype  # as in `exact_adafactor`
         self.transformation = getattr(isostep.jax, case.framework_class)(
-            **case.arguments, clip=clip, ema=ema, engine="native" if form == "native" else "xla"
+            **arguments, clip=clip, ema=ema, engine="native" if form == "native" else "xla"
         )
         self.parameters = {name: jax.numpy.asarray(a) for name, a in parameters.items()}
         self.kept = self.transformation.init(self.parameters)
@@ -118,10 +121,17 @@ class IsostepRunner(OptaxRunner):
         self.parameters, self.kept = self.update(gradients, self.kept, self.parameters)
 
     def state(self) -> State:
-        trees = {"param": self.parameters, **self.kept.slots}
-        trees |= {} if self.kept.average is None else {"average": self.kept.average}
+        kept = self.kept
+        slots = kept.slots if isinstance(kept, isostep.jax.State) else dict(_slots(kept))
+        trees = {"param": self.parameters, **slots}
+        if isinstance(kept, isostep.jax.State) and kept.average is not None:
+            trees["average"] = kept.average
         return {
-            name: {s: np.asarray(t[name]) for s, t in trees.items() if t[name] is not None}
+            name: {
+                slot: np.asarray(tree[name])
+                for slot, tree in trees.items()
+                if tree[name].shape != (1,)  # what stands for a slot that is not used
+            }
             for name in self.parameters
         }
 
@@ -154,7 +164,6 @@ def probes() -> dict[str, Array]:
 
 if __name__ == "__main__":
     if sys.argv[2:]:
-        kept = [case for case in CASES if case.framework_class != "amsgrad"]
-        record(sys.argv[1], kept, partial(IsostepRunner, form=sys.argv[2]), dtypes=["float64"])
+        record(sys.argv[1], CASES, partial(IsostepRunner, form=sys.argv[2]), dtypes=["float64"])
     else:
         record(sys.argv[1], CASES, OptaxRunner, probes)

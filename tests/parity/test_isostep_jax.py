@@ -14,8 +14,6 @@ from .compare import Reference, reference, run, worst
 from .optax_cases import CASES
 
 FORMS = ("update", "apply", "native")
-# isostep.jax has optax' seven functions of the rules; amsgrad is the eighth of the dialect.
-OURS = [case for case in CASES if case.framework_class != "amsgrad"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def ours(shared: Path) -> Callable[[str], Reference]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", OURS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_float64_follows_optax(form: str, case: Case, ours: Callable[[str], Reference]):
     error, where = worst(case, run("optax", case, "float64"), ours(form))
     assert error <= case.tolerance, f"{where}: relative error {error:.2e}"
