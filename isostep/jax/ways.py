@@ -33,6 +33,8 @@ class Ways:
 
     def __init__(self, made: Made) -> None:
         self._made = made
+        # Then slots stay as they are, whatever becomes of them in optax.
+        self._asked = "state_dtype" in made.extras
 
     def types(
         self, leaf: Any, gradient: Any, slots: Mapping[str, Any], decays: bool
@@ -41,7 +43,7 @@ class Ways:
         if gradient is None:
             return None
         param, kept = Type.of(leaf), {name: Type.of(array) for name, array in slots.items()}
-        if "state_dtype" in self._made.extras:  # then they are as asked for, whatever optax does
+        if self._asked:
             kept = dict.fromkeys(kept, param)
         return Types(param, Type.of(gradient), tuple(kept.items()), decays)
 
@@ -91,7 +93,7 @@ class Ways:
                 f"{parameter} is complex, and Clip(value) is for real numbers: use norm or "
                 f"global_norm"
             )
-        if "state_dtype" in made.extras:
+        if self._asked:
             raise HyperparameterError(f"{parameter} is complex, and state_dtype is real: {out}")
 
     def _new_types(
@@ -102,11 +104,14 @@ class Ways:
             return {}
         own.new_types((), known)  # raises if parameters are needed
         try:
-            return dict(zip(kinds, own.new_types(tuple(kinds), known), strict=True))
+            found = own.new_types(tuple(kinds), known)
         except Exception:
             for kind in kinds:
                 _asked_alone(own, kind, known, form.names[types.index(kind)])
             raise
+        slots = [{} if self._asked else new.slots for new in found]
+        updates = [new.update for new in found]
+        return dict(zip(kinds, map(NewTypes, updates, slots), strict=True))
 
 
 def _stepped_as(dtype: str, types: Types | None) -> str | None:

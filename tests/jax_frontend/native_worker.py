@@ -315,7 +315,7 @@ def errors() -> dict[str, list[str]]:
     state = adamw.init(params)
     step = jax.jit(adamw.apply)
     note("engine", lambda: isostep.jax.adamw(0.1, engine="numba"))
-    low = state._replace(slots=jax.tree.map(lambda x: x.astype("float32"), state.slots))
+    low = jax.tree.map(lambda x: x.astype("float32") if x.dtype == "float64" else x, state)
     note("dtype", lambda: step(params, grads, low))
     note("shape", lambda: step(params, grads | {"head": [grads["head"][0][:1], 0.0]}, state))
     mesh = Mesh(np.array(jax.devices()), ("x",))
