@@ -474,6 +474,9 @@ class FusedOptimizer(Framework):
         with self._storing() as variables:
             if not self.built and len(values) > len(variables):
                 self._extras.waiting = values
+            elif len(values) <= 2 < len(variables) and not values[0]:
+                # Saved before it had variables: no step, and perhaps a learning rate.
+                self._take(variables[: len(values)], values)
             else:
                 self._take(variables, values)
 
