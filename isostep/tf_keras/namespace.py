@@ -31,16 +31,17 @@ class TensorFlowNamespace:
 
 
 class MeshNamespace(TensorFlowNamespace):
-    """The same for DTensors, whose `tf.where` knows no broadcasting: TensorFlow 2.21 ends the
-    process there."""
+    """The same for DTensors. Their `tf.where` cuts up its condition only by luck: its inputs keep
+    the layouts that they come with. Products bring theirs together, as all arithmetic does, and
+    the product with a zero that knows no NaN chooses as exactly."""
 
     def apply(self, op: str, args: list[Any]) -> Any:
-        if op == "where":
-            condition, x, y = args
-            zeros = tf.zeros_like(x) + tf.zeros_like(y)
-            spread = zeros + tf.cast(condition, zeros.dtype)
-            args = [spread > 0, zeros + x, zeros + y]
-        return super().apply(op, args)
+        if op != "where":
+            return super().apply(op, args)
+        condition, (x, y) = args[0], _alike(*args[1:])
+        chosen = tf.cast(condition, x.dtype)
+        other = 1 - chosen
+        return tf.math.multiply_no_nan(x, chosen) + tf.math.multiply_no_nan(y, other)
 
 
 _OPERATIONS: dict[str, Any] = OPERATORS | {

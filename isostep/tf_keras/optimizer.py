@@ -63,16 +63,26 @@ class FusedApply(FusedOptimizer):
             variable_name: what goes before its name.
             shape: default: that of the model's variable. On a mesh a variable of that shape is
                 laid out as the model's, one of another shape is replicated.
-            initial_value: default: zeros.
+            initial_value: a value, also one of another shape; or a callable without arguments
+                that gives it. Default: zeros.
         """
         if self._mesh is None:
             return super().add_variable_from_reference(
                 model_variable, variable_name, shape, initial_value
             )
+        dtype = getattr(model_variable, "true_dtype", model_variable.dtype)
+        if initial_value is not None:
+            given = initial_value() if callable(initial_value) else initial_value
+            initial_value = tf.convert_to_tensor(given, dtype)
+            shape = initial_value.shape
         shape = model_variable.shape if shape is None else tf.TensorShape(shape)
         alike = shape == model_variable.shape
         layout = model_variable.layout if alike else meshes.replicated(self._mesh, shape.rank)
-        return self._on_mesh(model_variable, variable_name, shape, layout, initial_value)
+        value = meshes.zeros(shape, dtype, layout) if initial_value is None else initial_value
+        name = f"{variable_name}/{model_variable._shared_name}"
+        variable = meshes.variable(value, layout, name)
+        self._variables.append(variable)
+        return variable
 
     def add_moment(self, model_variable: Any, variable_name: str, gone: int) -> Any:
         """Zeros of the shape of one of the model's variables without an axis; on a mesh they are
@@ -92,13 +102,6 @@ class FusedApply(FusedOptimizer):
                 made = tf.Variable(tf.zeros(shape, dtype), name=name, trainable=False)
         self._variables.append(made)
         return made
-
-    def _on_mesh(self, reference: Any, name: str, shape: Any, layout: Any, initial: Any) -> Any:
-        dtype = getattr(reference, "true_dtype", reference.dtype)
-        value = meshes.zeros(shape, dtype, layout) if initial is None else initial
-        variable = meshes.variable(value, layout, f"{name}/{reference._shared_name}")
-        self._variables.append(variable)
-        return variable
 
     def _build_learning_rate(self, learning_rate: Any) -> Any:
         if self._mesh is None:
