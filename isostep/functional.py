@@ -54,6 +54,8 @@ class Task:
         shape: default: the parameter's; of some of its rows if only these are stepped.
         steps: that the parameter has had; default: as many as there were.
         dtypes: of new arrays, by name, where these are not the dtypes of the old ones.
+        present: whether it is stepped, a bool array of no dimension, where that is not known
+            before; where it is not, `gradient` has to be zeros. Default: it is.
     """
 
     leaf: Leaf
@@ -62,6 +64,7 @@ class Task:
     shape: tuple[int, ...] | None = None
     steps: int | None = None
     dtypes: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    present: Any = None
 
     @property
     def schedule(self) -> Schedule:
@@ -221,6 +224,7 @@ class FunctionalStep:
             dict(coefficients),
             arithmetic(task.kind[1]),
             task.dtypes,
+            task.present,
         )
 
     def _coefficients(

@@ -49,6 +49,8 @@ class TracedTensor:
         coefficients: by name, numbers or arrays of no dimension.
         dtype: of the arithmetic.
         dtypes: of new arrays, by name, where these are not the dtypes of the old ones.
+        present: whether it is stepped at all, a bool array of no dimension; None: it is. Where it
+            is not, `grad` has to be zeros.
     """
 
     schedule: Schedule
@@ -58,6 +60,7 @@ class TracedTensor:
     coefficients: dict[str, Any]
     dtype: str
     dtypes: Mapping[str, str] = field(default_factory=dict[str, str])
+    present: Any = None
 
     def axes(self, node: Symbol) -> tuple[int, ...]:
         """What a reduction to the domain of `node` goes along."""
@@ -207,18 +210,31 @@ def step(xp: TracedNamespace, tensors: Sequence[TracedTensor]) -> TracedOutcome:
     blocked = next(
         (v.known[v.schedule.blocked.index] for v in values if v.schedule.blocked is not None), None
     )
-    if blocked is not None:
-        for value in values:
-            for name, new in value.stores.items():
-                old = value.tensor.arrays[name]
-                if name in value.tensor.dtypes:
-                    old = xp.cast(old, value.tensor.dtypes[name])
-                value.stores[name] = xp.apply("where", [blocked > 0, old, new])
-    return TracedOutcome(
-        [v.stores for v in values],
-        blocked,
-        [{n: v.known[s.index] for n, s in v.schedule.statistics.items()} for v in values],
-    )
+    for value in values:
+        if blocked is not None:
+            _choose(xp, value, blocked > 0, old_if=True)
+        if value.tensor.present is not None:
+            _choose(xp, value, value.tensor.present, old_if=False)
+    return TracedOutcome([v.stores for v in values], blocked, [_statistics(v) for v in values])
+
+
+def _choose(xp: TracedNamespace, value: _Values, condition: Any, old_if: bool) -> None:
+    """Have a tensor's stores be its old arrays where a condition is as `old_if` says."""
+    for name, new in value.stores.items():
+        old = value.tensor.arrays[name]
+        if name in value.tensor.dtypes:
+            old = xp.cast(old, value.tensor.dtypes[name])
+        both = [old, new]
+        value.stores[name] = xp.apply("where", [condition, *(both if old_if else both[::-1])])
+
+
+def _statistics(value: _Values) -> dict[str, Any]:
+    """A tensor's sums by name: zeros if it is not stepped."""
+    present = value.tensor.present
+    found = {name: value.known[s.index] for name, s in value.schedule.statistics.items()}
+    if present is None:
+        return found
+    return {name: value.xp.apply("where", [present, x, 0.0]) for name, x in found.items()}
 
 
 def _combine(values: list[_Values], number: int) -> None:

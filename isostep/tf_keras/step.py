@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,10 +14,14 @@ import tensorflow as tf
 from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError
 from isostep.functional import FunctionalStep, Task
+from isostep.tf_keras import mesh as meshes
 from isostep.tf_keras.namespace import MeshNamespace, TensorFlowNamespace
 from isostep.tracing import works_by_element
 
 LOG = logging.getLogger("isostep.tf_keras")
+PROGRAMS = 4
+"""How many sets of gradients get a program of their own in eager loops, which costs a second and
+megabytes. Sets that come only once share one program, of all variables."""
 
 
 class FusedStep:
@@ -34,7 +39,11 @@ class FusedStep:
         self._xp = TensorFlowNamespace() if optimizer._mesh is None else MeshNamespace()
         self._functional: FunctionalStep | None = None
         self._compiled = tf.function(self._assign, autograph=False, jit_compile=True)
-        self._plain = tf.function(self._assign, autograph=False)
+        # Sparse gradients have other numbers of rows in each step.
+        self._plain = tf.function(self._assign, autograph=False, reduce_retracing=True)
+        self._own: set[tuple[int, ...]] = set()
+        self._seen: deque[tuple[int, ...]] = deque(maxlen=2 * PROGRAMS)
+        self._row_dtypes: dict[int, Any] = {}
         self.ran: list[str] = []
 
     def again(self) -> FusedStep:
@@ -49,7 +58,10 @@ class FusedStep:
         for k, gradient in enumerate(grads):
             if isinstance(gradient, tf.IndexedSlices):
                 given[k], rows[k] = self._rows(gradient, variables[k])
-        self._call(places, given, rows)
+        present = None
+        if tf.executing_eagerly() and not self._has_program(places):
+            places, given, rows, present = self._all(places, given, rows)
+        self._call(places, given, rows, present)
 
     @tf.autograph.experimental.do_not_convert
     def update(self, gradient: Any, variable: Any) -> None:
@@ -60,20 +72,28 @@ class FusedStep:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _call(self, places: tuple[int, ...], given: list[Any], rows: list[Any]) -> None:
-        optimizer = self._optimizer
-        # Outside of what XLA compiles: on a GPU an integer variable is elsewhere.
-        count = tf.identity(optimizer.iterations)
-        rate = tf.identity(optimizer.learning_rate)
+    def _call(
+        self, places: tuple[int, ...], given: list[Any], rows: list[Any], present: Any
+    ) -> None:
         why_not = self._why_not_xla(any(r is not None for r in rows))
         self.ran = [f"array code, tensorflow{'' if why_not else ', xla'}"]
+        now = ()
+        if self._optimizer._mesh is None:
+            # Outside of what XLA compiles: on a GPU an integer variable is elsewhere. Inside on a
+            # mesh: what is given there as a number becomes part of the program, once.
+            now = self._now()
         if tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy():
-            self._assign(places, given, rows, count, rate)  # the variables of this very device
+            run = self._assign  # the variables of this very device
         else:
-            (self._plain if why_not else self._compiled)(places, given, rows, count, rate)
+            run = self._plain if why_not or present is not None else self._compiled
+        run(places, given, rows, present, *now)
+
+    def _now(self) -> tuple[Any, Any]:
+        """The step count and the learning rate."""
+        return tf.identity(self._optimizer.iterations), tf.identity(self._optimizer.learning_rate)
 
     def _assign(
-        self, places: tuple[int, ...], given: list[Any], rows: list[Any], count: Any, rate: Any
+        self, places: tuple[int, ...], given: list[Any], rows: list[Any], present: Any, *now: Any
     ) -> None:
         function = self._function()
         tasks = function.tasks(dict(zip(places, given, strict=True)))
@@ -82,7 +102,9 @@ class FusedStep:
             replace(t, shape=(-1, *t.leaf.array.shape[1:])) if int(t.leaf.name) in sparse else t
             for t in tasks
         ]
-        self._write(tasks, sparse, count, rate)
+        if present is not None:
+            tasks = [replace(t, present=present[int(t.leaf.name)]) for t in tasks]
+        self._write(tasks, sparse, *(now or self._now()))
 
     def _write(self, tasks: list[Task], sparse: dict[int, Any], count: Any, rate: Any) -> None:
         def read(leaf: Leaf, name: str) -> Any:
@@ -102,6 +124,39 @@ class FusedStep:
                     variable.scatter_update(tf.IndexedSlices(value, rows))
         if new.sums:
             self._optimizer.statistics.assign(tf.stack(new.sums))
+
+    # -- sets of gradients -----------------------------------------------------------------------
+
+    def _has_program(self, places: tuple[int, ...]) -> bool:
+        """Whether the variables with a gradient, in this order, have a program of their own: the
+        first ones, and those that come again."""
+        known = places in self._own
+        if not known and (not self._own or places in self._seen) and len(self._own) < PROGRAMS:
+            self._own.add(places)
+            return True
+        self._seen.append(places)
+        return known
+
+    def _all(
+        self, places: tuple[int, ...], given: list[Any], rows: list[Any]
+    ) -> tuple[tuple[int, ...], list[Any], list[Any], Any]:
+        """The same step with a gradient for each variable, and which of them are there."""
+        there = dict(zip(places, zip(given, rows, strict=True), strict=True))
+        for place, (_, indices) in there.items():
+            self._row_dtypes[place] = None if indices is None else indices.dtype
+        filled = [there.get(k) or self._nothing(k) for k in range(len(self.variables))]
+        present = tf.constant([k in there for k in range(len(filled))])
+        if self._optimizer._mesh is not None:
+            present = meshes.laid_out(present, meshes.replicated(self._optimizer._mesh, 1))
+        return tuple(range(len(filled))), [g for g, _ in filled], [r for _, r in filled], present
+
+    def _nothing(self, place: int) -> tuple[Any, Any]:
+        """The gradient of a variable that has none: zeros, or no rows where it had some before."""
+        variable, dtype = self.variables[place], self._row_dtypes.get(place)
+        if dtype is None:
+            return tf.zeros_like(variable), None
+        shape = (0, *variable.shape[1:])
+        return tf.zeros(shape, self._optimizer.dtype_of(variable)), tf.zeros(0, dtype)
 
     def _function(self) -> FunctionalStep:
         if self._functional is None:
