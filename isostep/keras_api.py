@@ -400,11 +400,15 @@ class FusedOptimizer(Framework):
         Args:
             where: what makes it Keras' own step, in words.
         """
+        why = f"{where}, where variables are stepped one at a time"
+        extension.refuse(self.extras_used, why, "leave it out")
+
+    @property
+    def extras_used(self) -> list[str]:
+        """The options of isostep that differ from their defaults."""
         given = {name: getattr(self._extras, name) for name in EXTRAS}
         used = [name for name, default in EXTRAS.items() if given[name] != default]
-        used += ["weight_decay as a schedule"] * callable(self.weight_decay)
-        why = f"{where}, where variables are stepped one at a time"
-        extension.refuse(used, why, "leave it out")
+        return used + ["weight_decay as a schedule"] * callable(self.weight_decay)
 
     def add_statistics(self) -> None:
         """Make the variable that steps write what they measure to."""
@@ -527,8 +531,10 @@ class FusedOptimizer(Framework):
         # A learning rate comes out as np.float32 in tf_keras.
         config = {k: v.item() if isinstance(v, np.generic) else v for k, v in config.items()}
         # tf_keras forgets adaptive_epsilon.
-        for name in dialects.get(self.dialect).spelling(self.rule).arguments:
-            config.setdefault(name, getattr(self, name))
+        spelling = dialects.get(self.dialect).spelling(self.rule)
+        for argument, names in spelling.arguments.items():
+            if argument not in config and getattr(self, argument) != spelling.defaults[names[0]]:
+                config[argument] = getattr(self, argument)
         for name in config.keys() & {*self._settable()}:
             config[name] = self._as_data(config[name])
         groups: list[dict[str, Any]] = [

@@ -69,6 +69,29 @@ ADAFACTOR = replace(
     ),
 )
 
+EXTENSION_POINTS = (
+    "update_step",
+    "iterations",
+    "learning_rate",
+    "_apply_weight_decay",
+    "_clip_gradients",
+    "_deduplicate_sparse_grad",
+    "_distributed_apply_gradients_fn",
+    "_internal_apply_gradients",
+    "_overwrite_model_variables_with_average_value",
+    "_rms",
+    "_update_model_variables_moving_average",
+    "_update_step",
+    "_update_step_xla",
+    "_use_weight_decay",
+    "_var_key",
+    # What makes the variables: SGD and Adafactor have fewer of them here.
+    "add_variable",
+    "add_variable_from_reference",
+    "_build_index_dict",
+)
+"""Methods and properties of `Optimizer` and of tf_keras' own rules."""
+
 DIALECT = Dialect(
     name="tf_keras",
     spellings={
@@ -95,6 +118,7 @@ DIALECT = Dialect(
         "name",
         "kwargs",
     ),
+    extension_points=EXTENSION_POINTS,
     quirks=(
         "tf_keras-learning-rate-in-floatx: the learning rate is held in floatx, which is float32 "
         "by default, whatever the dtype of the variables",

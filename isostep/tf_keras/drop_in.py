@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from isostep.keras_api import Framework, drop_in
@@ -14,36 +15,38 @@ from isostep.tf_keras.optimizer import FusedApply
 class _NoBuffer(Framework):
     """SGD's variables: tf_keras makes a buffer also without momentum, which nothing reads."""
 
+    absent_in = "momentums"
+
     def build(self, var_list: list[Any]) -> None:
-        if is_on(self.momentum) or self.built or self.overridden:
+        if is_on(self.momentum) or self.built or self.steps_as_tf_keras:
             super().build(var_list)
             return
         tf_keras.optimizers.Optimizer.build(self, var_list)
         self._built = True
-        self.momentums = ()
-        for variable in var_list:
-            self.add_absent(variable, "m")
+        self.momentums = [self.add_absent(v, "m") for v in var_list]
 
 
 class _Factors(Framework):
     """Adafactor's variables: factors, and a full second moment only where there are none."""
 
+    absent_in = "_v"
+
     def build(self, var_list: list[Any]) -> None:
-        if self.built or self.overridden:
+        if self.built or self.steps_as_tf_keras:
             super().build(var_list)
             return
         tf_keras.optimizers.Optimizer.build(self, var_list)
         self._built = True
-        # A tuple, whose gaps the tracking of variables for checkpoints lets pass.
-        self._r, self._c, self._v = zip(*map(self._moments, var_list), strict=True)
+        self._r, self._c, self._v = map(list, zip(*map(self._moments, var_list), strict=True))
 
     def _moments(self, variable: Any) -> tuple[Any, Any, Any]:
         rank = len(variable.shape)
         if rank < 2:
-            return None, None, self.add_moment(variable, "v", rank)
+            # tf_keras keeps a number where there are no factors, and checkpoints have it.
+            row, column = (tf.Variable(0, name=f"r/{variable._shared_name}") for _ in range(2))
+            return row, column, self.add_moment(variable, "v", rank)
         row, column = (self.add_moment(variable, n, rank - k) for n, k in (("r", 1), ("c", 2)))
-        self.add_absent(variable, "v")
-        return row, column, None
+        return row, column, self.add_absent(variable, "v")
 
 
 LAZY = """lazy: step only the rows that a sparse gradient (`tf.IndexedSlices`) has; the others

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 Layout: Any = dtensor.Layout
+
+
+def check(variables: Sequence[Any], mesh: Any) -> None:
+    """Raise if variables are not on the mesh of their optimizer.
+
+    Args:
+        variables: the model's.
+        mesh: the optimizer's; None: it has none.
+
+    Raises:
+        ValueError: one is not a `DVariable` of this mesh.
+    """
+    for variable in variables:
+        layout = getattr(variable, "layout", None)
+        if mesh is None and layout is not None:
+            raise ValueError(
+                f"{variable.name!r} lies on a mesh, and the optimizer does not: make the optimizer "
+                f"with mesh=variable.layout.mesh"
+            )
+        if mesh is not None and (layout is None or layout.mesh != mesh):
+            where = "on no mesh" if layout is None else f"on another, {layout.mesh.name!r}"
+            raise ValueError(
+                f"{variable.name!r} lies {where}; with mesh= all variables are "
+                f"tf.experimental.dtensor.DVariable on that mesh: make it one, or leave out mesh"
+            )
 
 
 def replicated(mesh: Any, rank: int) -> Any:

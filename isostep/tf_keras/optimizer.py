@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import tensorflow as tf
-import tf_keras
 
-from isostep.keras_api import FusedOptimizer
+from isostep.errors import HyperparameterError
+from isostep.tf_keras import gradients
 from isostep.tf_keras import mesh as meshes
 from isostep.tf_keras.step import FusedStep
+from isostep.tf_keras.variables import OptimizerVariables, schedules
 
-schedules = tf_keras.optimizers.schedules
 
-
-class FusedApply(FusedOptimizer):
+class FusedApply(OptimizerVariables):
     """The fused step, for a class of tf_keras.optimizers that follows it in the bases."""
 
     dialect: ClassVar[str] = "tf_keras"
     lazy: bool
 
     def __init__(self, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
+        self.lazy = bool(lazy)
         super().__init__(*args, **kwargs)
         own = {k: v for k, v in kwargs.items() if k in self.keras_signature.parameters}
         given = self.keras_signature.bind_partial(*args, **own).arguments
-        # tf_keras forgets it where there is no GPU.
-        self.jit_compile = bool(given.get("jit_compile", True))
-        self.lazy = bool(lazy)
+        self._their_jit_compile = self.jit_compile
+        if not self.overridden:
+            # tf_keras forgets it where there is no GPU.
+            self.jit_compile = bool(given.get("jit_compile", True))
         self._says_why = "jit_compile" in given and self.jit_compile
         self._step: FusedStep | None = None
+        self._repeats = False
         if self.lazy and self._mesh is not None:
             raise ValueError(
                 "lazy=True is not possible with a mesh: TensorFlow scatters rows of no DTensor; "
@@ -44,94 +46,54 @@ class FusedApply(FusedOptimizer):
         if self.built:
             return
         variables = list(var_list)
-        self.hyper_groups(variables)  # what is wrong in the groups is said before anything is made
-        super().build(variables)
-        self._step = FusedStep(self, variables, say_why=self._says_why)
-        self.add_statistics()
-
-    def add_variable_from_reference(
-        self,
-        model_variable: Any,
-        variable_name: str,
-        shape: Any = None,
-        initial_value: Any = None,
-    ) -> Any:
-        """A variable of the optimizer for one of the model.
-
-        Args:
-            model_variable: the model's variable.
-            variable_name: what goes before its name.
-            shape: default: that of the model's variable. On a mesh a variable of that shape is
-                laid out as the model's, one of another shape is replicated.
-            initial_value: a value, also one of another shape; or a callable without arguments
-                that gives it. Default: zeros.
-        """
-        if self._mesh is None:
-            return super().add_variable_from_reference(
-                model_variable, variable_name, shape, initial_value
-            )
-        dtype = getattr(model_variable, "true_dtype", model_variable.dtype)
-        if initial_value is not None:
-            given = initial_value() if callable(initial_value) else initial_value
-            initial_value = tf.convert_to_tensor(given, dtype)
-            shape = initial_value.shape
-        shape = model_variable.shape if shape is None else tf.TensorShape(shape)
-        alike = shape == model_variable.shape
-        layout = model_variable.layout if alike else meshes.replicated(self._mesh, shape.rank)
-        value = meshes.zeros(shape, dtype, layout) if initial_value is None else initial_value
-        name = f"{variable_name}/{model_variable._shared_name}"
-        variable = meshes.variable(value, layout, name)
-        self._variables.append(variable)
-        return variable
-
-    def add_moment(self, model_variable: Any, variable_name: str, gone: int) -> Any:
-        """Zeros of the shape of one of the model's variables without an axis; on a mesh they are
-        laid out as the other axes are.
-
-        They are float32 for variables of low precision: float16 has no number as small as
-        `epsilon_1`, without which a gradient of zeros would make NaN.
-        """
-        shape = [n for axis, n in enumerate(model_variable.shape) if axis != gone]
-        dtype = "float64" if self.dtype_of(model_variable) == "float64" else "float32"
-        name = f"{variable_name}/{model_variable._shared_name}"
-        if self._mesh is not None:
-            layout = meshes.without_axis(model_variable.layout, gone)
-            made = meshes.variable(meshes.zeros(shape, dtype, layout), layout, name)
+        if not self._run_with_dtensor:
+            meshes.check(variables, self._mesh)
+        if self.steps_as_tf_keras:
+            super().build(variables)
         else:
-            with self._distribution_strategy.extended.colocate_vars_with(model_variable):
-                made = tf.Variable(tf.zeros(shape, dtype), name=name, trainable=False)
-        self._variables.append(made)
-        return made
+            self.hyper_groups(variables)  # says what is wrong in groups before anything is made
+            super().build(variables)
+            self._step = FusedStep(self, variables, say_why=self._says_why)
+            self.add_statistics()
+        self.take_waiting()
 
-    def _build_learning_rate(self, learning_rate: Any) -> Any:
-        if self._mesh is None:
-            return super()._build_learning_rate(learning_rate)
-        layout = meshes.replicated(self._mesh, 0)
-        if isinstance(learning_rate, schedules.LearningRateSchedule):
-            now = learning_rate(self.iterations)
-            self._current_learning_rate = meshes.variable(now, layout, "learning_rate")
-            return learning_rate
-        # tf_keras takes it for float32 here, whatever floatx is.
-        value = tf.constant(learning_rate, tf_keras.backend.floatx())
-        return meshes.variable(value, layout, "learning_rate")
-
-    def add_variable(
-        self, shape: Any, dtype: Any = None, initializer: Any = "zeros", name: str | None = None
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,
+        skip_gradients_aggregation: bool = False,
+        **kwargs: Any,
     ) -> Any:
-        """A variable of the optimizer; on a mesh it is replicated.
+        """One step of the variables that have a gradient.
 
         Args:
-            shape: its shape; None: a scalar.
-            dtype: default: tf_keras' floatx.
-            initializer: an initializer of tf_keras, or its name.
-            name: its name.
+            grads_and_vars: pairs of a gradient and its variable. A gradient is a tensor,
+                `tf.IndexedSlices`, or what `tf.convert_to_tensor` takes; or None. A variable that
+                comes twice is stepped twice, by tf_keras' own step.
+            name: name scope of the step.
+            skip_gradients_aggregation: gradients were summed over replicas already.
+            kwargs: `experimental_aggregate_gradients`, the reverse of it.
+
+        Returns:
+            The number of steps, a variable.
+
+        Raises:
+            HyperparameterError: a variable comes twice, and options of isostep are used.
+            KeyError: the optimizer was built for other variables.
+            ValueError: no variable has a gradient.
         """
-        made = super().add_variable(shape, dtype, initializer, name)
-        if self._mesh is None:
-            return made
-        layout = meshes.replicated(self._mesh, made.shape.rank)
-        self._variables[-1] = meshes.variable(made, layout, name)
-        return self._variables[-1]
+        pairs = [(gradients.as_tensor(g, v), v) for g, v in grads_and_vars]
+        variables = [self._var_key(v) for g, v in pairs if g is not None]
+        if len(set(variables)) == len(variables) or not self._fuses:
+            return super().apply_gradients(pairs, name, skip_gradients_aggregation, **kwargs)
+        self.refuse_extras("where a variable comes twice in one call")
+        fused_jit_compile = self.jit_compile
+        try:
+            self._repeats, self.jit_compile = True, self._their_jit_compile
+            self.fill_absent()
+            return super().apply_gradients(pairs, name, skip_gradients_aggregation, **kwargs)
+        finally:
+            self._repeats, self.jit_compile = False, fused_jit_compile
 
     def _clip_gradients(self, grads: Any) -> Any:
         return grads if self._fuses else super()._clip_gradients(grads)
@@ -144,7 +106,8 @@ class FusedApply(FusedOptimizer):
             super()._apply_weight_decay(variables)
 
     def _internal_apply_gradients(self, grads_and_vars: Any) -> Any:
-        if self._mesh is None:  # tf_keras calls `_distributed_apply_gradients_fn` where it should
+        if self._mesh is None or not self._fuses:
+            # tf_keras calls `_distributed_apply_gradients_fn` where it should.
             return super()._internal_apply_gradients(grads_and_vars)
         self._now().step(*zip(*grads_and_vars, strict=True))
         return self.iterations.assign_add(1)
@@ -173,13 +136,32 @@ class FusedApply(FusedOptimizer):
         Args:
             gradient: a tensor or `tf.IndexedSlices`.
             variable: one that the optimizer was built with.
+
+        Raises:
+            HyperparameterError: the optimizer was not built yet.
+            KeyError: it was built for other variables.
         """
-        self._now().update(gradient, variable)
+        if self.steps_as_tf_keras:
+            return super().update_step(gradient, variable)
+        if not self.built:
+            raise HyperparameterError(
+                f"update_step needs the optimizer's variables: call optimizer.build(variables) "
+                f"first, with {variable.name!r} among them; or call apply_gradients"
+            )
+        return self._now().update(gradient, variable)
+
+    @property
+    def steps_as_tf_keras(self) -> bool:
+        """Whether the step is tf_keras' own: a method of it was overridden, or this call has a
+        variable twice."""
+        return self._repeats or bool(self.overridden)
 
     @property
     def _fuses(self) -> bool:
         """Whether all variables are stepped at once: not where a strategy keeps each of them in a
         place of its own."""
+        if self.steps_as_tf_keras:
+            return False
         apart = (
             tf.distribute.experimental.ParameterServerStrategy,
             tf.distribute.experimental.CentralStorageStrategy,
@@ -214,6 +196,11 @@ class FusedApply(FusedOptimizer):
     def stepped_variables(self) -> list[Any]:
         """The variables that the optimizer was built with."""
         return [] if self._step is None else self._step.variables
+
+    @property
+    def extras_used(self) -> list[str]:
+        """The options of isostep that differ from their defaults."""
+        return [*super().extras_used, *["lazy"] * self.lazy]
 
     def name_of(self, variable: Any) -> str:
         """The name of a variable, without the number of its output."""

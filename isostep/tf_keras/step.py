@@ -14,6 +14,7 @@ import tensorflow as tf
 from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError
 from isostep.functional import FunctionalStep, Task
+from isostep.tf_keras import gradients
 from isostep.tf_keras import mesh as meshes
 from isostep.tf_keras.namespace import MeshNamespace, TensorFlowNamespace
 from isostep.tracing import works_by_element
@@ -67,7 +68,7 @@ class FusedStep:
     def update(self, gradient: Any, variable: Any) -> None:
         """One step of one variable by its rule alone."""
         place = self._place(variable)
-        task = self._function().rule_alone(place, tf.convert_to_tensor(gradient))
+        task = self._function().rule_alone(place, gradients.as_dense(gradient, variable))
         self._write([task], {}, self._optimizer.iterations, self._optimizer.learning_rate)
 
     # -- one step --------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class FusedStep:
         """What stands for a sparse gradient: a dense one and None, or the sums of rows that stand
         in it twice and the rows."""
         if not self._optimizer.lazy:
-            return tf.convert_to_tensor(gradient), None
+            return gradients.as_dense(gradient, variable), None
         function = self._function()
         leaf = function.stepper.leaves[self._place(variable)]
         if not works_by_element(function.stepper.recipe(leaf)):
