@@ -117,6 +117,18 @@ class FunctionalStep:
 
     def __init__(self, stepper: Stepper, xp: TracedNamespace, count_dtype: str | None) -> None:
         self.stepper, self._xp, self._count_dtype = stepper, xp, count_dtype
+        self.reading: Callable[[Any, Any], Any] = lambda source, iteration: source(iteration)
+        """How a callable hyperparameter is read after so many completed steps."""
+
+    @property
+    def sources(self) -> list[Callable[..., Any]]:
+        """The callables that coefficients are read from."""
+        made = self.stepper
+        clips = [made.clip_of(group) for group in made.groups]
+        values = [v for group in made.groups for v in (*group.values.values(), group.lr_ratio)]
+        values += [clip.threshold for clip in clips if clip]
+        values += [made.options.ema.momentum] if made.options.ema else []
+        return [value for value in values if callable(value)]
 
     def tasks(self, given: Mapping[int, Any], without: Mapping[str, Any] = NOTHING) -> list[Task]:
         """A step with these gradients.
@@ -234,7 +246,8 @@ class FunctionalStep:
         dtype = self._count_dtype or of_coefficients(parameter)
 
         def read(value: Any) -> Any:
-            return _number(xp, value(iteration) if callable(value) else value, dtype)
+            now = self.reading(value, iteration) if callable(value) else value
+            return _number(xp, now, dtype)
 
         given = made.groups[group].values if values is None else values[group]
         h = SimpleNamespace(**{k: read(v) for k, v in given.items()})

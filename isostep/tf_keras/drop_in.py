@@ -43,7 +43,8 @@ class _Factors(Framework):
         rank = len(variable.shape)
         if rank < 2:
             # tf_keras keeps a number where there are no factors, and checkpoints have it.
-            row, column = (tf.Variable(0, name=f"r/{variable._shared_name}") for _ in range(2))
+            name = f"r/{variable._shared_name}"
+            row, column = (tf.Variable(tf.constant(0), name=name) for _ in range(2))
             return row, column, self.add_moment(variable, "v", rank)
         row, column = (self.add_moment(variable, n, rank - k) for n, k in (("r", 1), ("c", 2)))
         return row, column, self.add_absent(variable, "v")

@@ -20,7 +20,8 @@ def as_tensor(gradient: Any, variable: Any) -> Any:
     if not isinstance(gradient, np.ndarray | np.generic | float | int | list | tuple):
         return gradient
     layout = getattr(variable, "layout", None)
-    made = tf.convert_to_tensor(gradient, variable.dtype)
+    given: Any = gradient
+    made = tf.convert_to_tensor(given, variable.dtype)
     return made if layout is None else meshes.laid_out(made, layout)
 
 

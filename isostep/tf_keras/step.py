@@ -69,6 +69,7 @@ class FusedStep:
         """One step of one variable by its rule alone."""
         place = self._place(variable)
         task = self._function().rule_alone(place, gradients.as_dense(gradient, variable))
+        self._function().reading = lambda source, iteration: source(iteration)
         self._write([task], {}, self._optimizer.iterations, self._optimizer.learning_rate)
 
     # -- one step --------------------------------------------------------------------------------
@@ -87,16 +88,33 @@ class FusedStep:
             run = self._assign  # the variables of this very device
         else:
             run = self._plain if why_not or present is not None else self._compiled
-        run(places, given, rows, present, *now)
+        run(places, given, rows, present, self._readings(), *now)
 
     def _now(self) -> tuple[Any, Any]:
         """The step count and the learning rate."""
         return tf.identity(self._optimizer.iterations), tf.identity(self._optimizer.learning_rate)
 
+    def _readings(self) -> list[Any]:
+        """What the callables among the hyperparameters give for this step. They are called here,
+        each time, and not while the program is made, once."""
+        optimizer = self._optimizer
+        found = [tf.convert_to_tensor(s(optimizer.iterations)) for s in self._function().sources]
+        if optimizer._mesh is None:
+            return found
+        return [meshes.laid_out(x, meshes.replicated(optimizer._mesh, 0)) for x in found]
+
     def _assign(
-        self, places: tuple[int, ...], given: list[Any], rows: list[Any], present: Any, *now: Any
+        self,
+        places: tuple[int, ...],
+        given: list[Any],
+        rows: list[Any],
+        present: Any,
+        readings: list[Any],
+        *now: Any,
     ) -> None:
         function = self._function()
+        known = dict(zip(function.sources, readings, strict=True))
+        function.reading = lambda source, _: known[source]
         tasks = function.tasks(dict(zip(places, given, strict=True)))
         sparse = {p: r for p, r in zip(places, rows, strict=True) if r is not None}
         tasks = [

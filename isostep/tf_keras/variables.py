@@ -16,7 +16,7 @@ Trackable: Any = tf.__internal__.tracking.Trackable
 
 
 class AbsentVariable(Trackable, Absent):
-    """An `Absent` that has its place in checkpoints as well.
+    """An `Absent` that has its place in checkpoints as well, and reads as zeros.
 
     Args:
         reference: the model's variable that it belongs to.
@@ -28,58 +28,54 @@ class AbsentVariable(Trackable, Absent):
         Absent.__init__(self, reference.shape, dtype, f"{name}/{reference._shared_name}")
         self.reference, self.prefix = reference, name
 
+    def read_value(self) -> Any:
+        """Zeros."""
+        return tf.zeros(self.shape, self.dtype)
+
     def _serialize_to_tensors(self) -> dict[str, Any]:
-        return {"VARIABLE_VALUE": tf.zeros(self.shape, self.dtype)}
+        return {"VARIABLE_VALUE": self.read_value()}
 
     def _restore_from_tensors(self, restored_tensors: Any) -> None:
         """Take nothing."""
 
 
+def _read(absent: AbsentVariable, dtype: Any = None, name: Any = None, as_ref: bool = False) -> Any:
+    value = absent.read_value()
+    return value if dtype in (None, value.dtype) else NotImplemented
+
+
+tf.register_tensor_conversion_function(AbsentVariable, _read)
+
+
 class OptimizerVariables(FusedOptimizer):
     """How variables are made and saved, for a class of tf_keras.optimizers that follows.
 
-    The list `_variables`, which checkpoints track by place, has an `AbsentVariable` for each
-    variable that tf_keras' own class keeps and the fused step has no use for.
+    Among them is an `AbsentVariable` for each that tf_keras' own class keeps and the fused step has
+    no use for: checkpoints and `set_weights` go by place.
     """
 
     absent_in: ClassVar[str] = ""
     """The list of a slot whose variables may be absent."""
 
-    @property
-    def variables(self) -> Any:
-        """The optimizer's variables; while it is saved or loaded those that tf_keras' own class
-        has, so that each can load the other's state."""
-        found = super().variables
-        if self._extras.storing:
-            return found
-        return type(found)(v for v in found if not isinstance(v, Absent))
-
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the variables.
 
         Args:
-            weights: arrays or variables in the order of `variables`, or in that of the variables
-                of tf_keras' own class.
+            weights: arrays or variables in the order of `variables`, which is that of tf_keras' own
+                class.
 
         Raises:
             ValueError: the optimizer was not built yet, or a shape is wrong; nothing was changed.
         """
-        weights = list(weights)
-        if self.built:
-            if len(weights) == len(self.variables):
-                given = iter(weights)
-                weights = [v if isinstance(v, Absent) else next(given) for v in self._variables]
-            self._check_shapes(weights)
-        super().set_weights(weights)
-
-    def _check_shapes(self, weights: Sequence[Any]) -> None:
-        # Before any is set: tf_keras sets those that come before a wrong one.
-        for variable, weight in zip(self._variables, weights, strict=False):
+        known = self._variables if self.built else ()
+        for variable, weight in zip(known, weights, strict=False):
+            # Before any is set: tf_keras sets those that come before a wrong one.
             if tuple(variable.shape) != tuple(weight.shape):
                 raise ValueError(
                     f"optimizer variable {variable.name} has shape {tuple(variable.shape)}, not "
                     f"compatible with provided weight shape {tuple(weight.shape)}; nothing was set"
                 )
+        super().set_weights(weights)
 
     # -- making them -----------------------------------------------------------------------------
 
@@ -132,7 +128,7 @@ class OptimizerVariables(FusedOptimizer):
             )
         dtype = getattr(model_variable, "true_dtype", model_variable.dtype)
         if initial_value is not None:
-            given = initial_value() if callable(initial_value) else initial_value
+            given: Any = initial_value() if callable(initial_value) else initial_value
             initial_value = tf.convert_to_tensor(given, dtype)
             shape = initial_value.shape
         shape = model_variable.shape if shape is None else tf.TensorShape(shape)
@@ -176,7 +172,7 @@ class OptimizerVariables(FusedOptimizer):
         """
         if self._mesh is None:
             return super().add_variable(shape, dtype, initializer, name)
-        make = tf_keras.initializers.get(initializer)
+        make: Any = tf_keras.initializers.get(initializer)
         value = make([] if shape is None else shape, dtype or tf_keras.backend.floatx())
         made = meshes.variable(value, meshes.replicated(self._mesh, value.shape.rank), name)
         self._variables.append(made)
