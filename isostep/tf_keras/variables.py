@@ -35,6 +35,7 @@ class AbsentVariable(Trackable, Absent):
     def _serialize_to_tensors(self) -> dict[str, Any]:
         return {"VARIABLE_VALUE": self.read_value()}
 
+    @tf.autograph.experimental.do_not_convert
     def _restore_from_tensors(self, restored_tensors: Any) -> None:
         """Take nothing."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 TOLERANCES = {
+    "tf_keras": 1e-12,
     "torch": 1e-12,
     "paddle": 1e-12,
     "optax": 1e-12,

@@ -33,11 +33,8 @@ class Training:
         )
         random = np.random.default_rng(0)
         self.take([random.normal(size=v.shape) for v in self.model.trainable_variables])
-        self.name = rule.split()[0]
-        given = {**RULES[rule], **({"jit_compile": False} if who == "ours" else {})}
-        self.other = getattr(BOTH["theirs" if who == "ours" else "ours"], self.name)
-        self.made = getattr(BOTH[who], self.name)
-        self.model.compile(optimizer=self.made(**given), loss="mse")
+        self.made = getattr(BOTH[who], rule.split()[0])
+        self.model.compile(optimizer=self.made(**RULES[rule], jit_compile=False), loss="mse")
 
     def run(self, steps: range) -> None:
         variables = self.model.trainable_variables
@@ -67,34 +64,34 @@ def weights(training: Training) -> list[Any]:
     return [v.numpy() for v in training.model.optimizer.variables]
 
 
-def file(name: str, **given: Any) -> Way:
-    """The model as a file, from which a model with the other class is loaded."""
+def file(name: str) -> Way:
+    """The model as a file, whose optimizer then hands its configuration and its variables over."""
 
     def save(training: Training) -> Any:
         folder = tempfile.TemporaryDirectory()
-        training.model.save(Path(folder.name) / name, **given)
+        training.model.save(Path(folder.name) / name)
         return folder
 
     def load(training: Training, folder: Any) -> None:
-        made = training.made
-        found = {name: made for name in (made.__name__, f"Custom>{made.__name__}")}
-        objects = {**found, f"isostep>{made.__name__}": made}
-        path = Path(folder.name) / name
-        training.model = tf_keras.models.load_model(path, custom_objects=objects)
-        assert type(training.model.optimizer) is made, type(training.model.optimizer)
+        training.model = tf_keras.models.load_model(Path(folder.name) / name)
+        loaded = training.model.optimizer
+        training.model.optimizer = training.made.from_config(loaded.get_config())
+        training.build().set_weights(loaded.variables)
 
     return Way(save, load)
 
 
-def weights_file(name: str) -> Way:
+def weights_file(name: str, saved_by: str = "save_weights", within: str = "") -> Way:
+    """A file whose weights, those of the optimizer among them, a model of the other class loads."""
+
     def save(training: Training) -> Any:
         folder = tempfile.TemporaryDirectory()
-        training.model.save_weights(str(Path(folder.name) / name))
+        getattr(training.model, saved_by)(str(Path(folder.name) / name))
         return folder
 
     def load(training: Training, folder: Any) -> None:
         training.build()
-        training.model.load_weights(str(Path(folder.name) / name))
+        training.model.load_weights(str(Path(folder.name) / name / within))
 
     return Way(save, load)
 
@@ -123,9 +120,11 @@ WAYS = {
     "checkpoint before build": checkpoint(built=False),
     "weights": weights_file("state"),
     ".weights.h5": weights_file("state.weights.h5"),
+    "weights of .keras": weights_file("model.keras", saved_by="save"),
     ".keras": file("model.keras"),
     ".h5": file("model.h5"),
-    "SavedModel": file("model", save_format="tf"),
+    # load_model makes a new optimizer of one.
+    "weights of SavedModel": weights_file("model", saved_by="save", within="variables/variables"),
 }
 
 if __name__ == "__main__":

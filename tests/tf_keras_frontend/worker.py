@@ -393,7 +393,7 @@ def states() -> dict[str, Any]:
         matrix = tf.Variable(tf.zeros((64, 32)), name="m")
         optimizer = getattr(isostep.tf_keras, rule)()
         optimizer.build([matrix])
-        kept = sum(int(np.prod(v.shape)) for v in optimizer.variables[1:])
+        kept = sum(int(np.prod(v.shape)) for v in optimizer.variables[1:] if hasattr(v, "handle"))
         found[rule] = [kept, optimizer.plan().state_bytes]
     vector = tf.Variable([3.0, 4.0])
     optimizer = isostep.tf_keras.SGD(0.5, report=True, nonfinite="skip")
