@@ -83,7 +83,7 @@ class FusedApply(OptimizerVariables):
             ValueError: no variable has a gradient.
         """
         pairs = [(gradients.as_tensor(g, v), v) for g, v in grads_and_vars]
-        variables = [self._var_key(v) for g, v in pairs if g is not None]
+        variables = [id(v) for g, v in pairs if g is not None]
         if len(set(variables)) == len(variables) or not self._fuses:
             return super().apply_gradients(pairs, name, skip_gradients_aggregation, **kwargs)
         self.refuse_extras("where a variable comes twice in one call")

@@ -28,9 +28,17 @@ class AbsentVariable(Trackable, Absent):
         Absent.__init__(self, reference.shape, dtype, f"{name}/{reference._shared_name}")
         self.reference, self.prefix = reference, name
 
+    @property
+    def layout(self) -> Any:
+        """That of the model's variable, on a mesh."""
+        return self.reference.layout
+
     def read_value(self) -> Any:
         """Zeros."""
-        return tf.zeros(self.shape, self.dtype)
+        layout = getattr(self.reference, "layout", None)
+        if layout is None:
+            return tf.zeros(self.shape, self.dtype)
+        return meshes.zeros(self.shape, self.dtype, layout)
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
         return {"VARIABLE_VALUE": self.read_value()}
