@@ -26,6 +26,18 @@ class _NoBuffer(Framework):
         self.momentums = [self.add_absent(v, "m") for v in var_list]
 
 
+class _CallableMomentum(Framework):
+    """RMSprop's variables: tf_keras compares momentum with zero, which a callable cannot be."""
+
+    def build(self, var_list: list[Any]) -> None:
+        given = self.momentum
+        try:
+            self.momentum = 1.0 if callable(given) else given
+            super().build(var_list)
+        finally:
+            self.momentum = given
+
+
 class _Factors(Framework):
     """Adafactor's variables: factors, and a full second moment only where there are none."""
 
@@ -63,7 +75,7 @@ def _drop_in(name: str, *between: type) -> Any:
 
 SGD = _drop_in("SGD", _NoBuffer)
 Adagrad = _drop_in("Adagrad")
-RMSprop = _drop_in("RMSprop")
+RMSprop = _drop_in("RMSprop", _CallableMomentum)
 Adadelta = _drop_in("Adadelta")
 Adam = _drop_in("Adam")
 AdamW = _drop_in("AdamW")

@@ -29,7 +29,9 @@ def check(variables: Sequence[Any], mesh: Any) -> None:
                 f"with mesh=variable.layout.mesh"
             )
         if mesh is not None and (layout is None or layout.mesh != mesh):
-            where = "on no mesh" if layout is None else f"on another, {layout.mesh.name!r}"
+            where = (
+                "on no mesh" if layout is None else f"on another, with axes {layout.mesh.dim_names}"
+            )
             raise ValueError(
                 f"{variable.name!r} lies {where}; with mesh= all variables are "
                 f"tf.experimental.dtensor.DVariable on that mesh: make it one, or leave out mesh"

@@ -63,7 +63,7 @@ class OptimizerVariables(FusedOptimizer):
     no use for: checkpoints and `set_weights` go by place.
     """
 
-    absent_in: ClassVar[str] = ""
+    absent_in: ClassVar[str]
     """The list of a slot whose variables may be absent."""
 
     def set_weights(self, weights: Sequence[Any]) -> None:

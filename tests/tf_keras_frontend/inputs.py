@@ -10,6 +10,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,23 @@ ARGUMENTS = {
 }
 
 
+class Held:
+    """A value that changes, as a variable, and as callables without arguments that read it."""
+
+    def __init__(self, value: float) -> None:
+        self.now, self.variable = value, tf.Variable(value, dtype="float64")
+
+    def set(self, value: float) -> None:
+        self.now = value
+        self.variable.assign(value)
+
+    def number(self) -> float:
+        return self.now
+
+    def tensor(self) -> Any:
+        return self.variable + 0.0
+
+
 def hyperparameters() -> dict[str, list[float]]:
     """Values that change between steps: far from the same values as numbers, which steps of an
     optimizer made anew have; and how far a value that is not read again would have ended."""
@@ -118,18 +136,10 @@ def hyperparameters() -> dict[str, list[float]]:
             sign = -1.0 if name == "beta_2_decay" else 1.0
             first, second = sign * 0.5, sign * 0.125
             expected, stale = _trained(rule, name, first, second), _trained(rule, name, first)
-            held = tf.Variable(first, dtype="float64")
-            box = {"now": first}
             ends = []
-            for given in (held, lambda box=box: box["now"], lambda held=held: held + 0.0):
-                held.assign(first)
-                box["now"] = first
-
-                def change(held: Any = held, box: Any = box, to: float = second) -> None:
-                    held.assign(to)
-                    box["now"] = to
-
-                ends.append(_trained(rule, name, given, change))
+            for kind in ("variable", "number", "tensor"):
+                held = Held(first)
+                ends.append(_trained(rule, name, getattr(held, kind), partial(held.set, second)))
             fixed = _trained(rule, name, tf.constant(first, "float64"))
             apart = [float(np.max(np.abs(end - expected))) for end in ends]
             apart.append(float(np.max(np.abs(fixed - stale))))
@@ -139,7 +149,7 @@ def hyperparameters() -> dict[str, list[float]]:
 
 def _trained(rule: str, name: str, value: Any, change: Any = None) -> Any:
     """The variable after four steps; a hyperparameter is changed after two."""
-    start = np.linspace(-1.0, 2.0, 6).reshape(2, 3)
+    start = np.linspace(-1.0, 2.0, 6).reshape(2, 3) / 16
     variable = tf.Variable(start)
     optimizer = getattr(isostep.tf_keras, rule)(0.25, **{name: value}, jit_compile=False)
     for k in range(4):
@@ -200,7 +210,7 @@ def _programs() -> dict[str, Any]:
     for k in range(20):
         chosen = [v for v in variables if draw.random() < 0.5] or variables[:1]
         grads: list[Any] = [tf.ones((4, 4), "float64") for _ in chosen]
-        if variables[0] in [v.ref() for v in chosen] or chosen[0] is variables[0]:
+        if chosen[0] is variables[0]:
             rows = list(range(1 + k % 3))
             grads[0] = tf.IndexedSlices(tf.ones((len(rows), 4), "float64"), rows, (4, 4))
         optimizer.apply_gradients(list(zip(grads, chosen, strict=True)))
