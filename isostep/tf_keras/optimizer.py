@@ -32,7 +32,7 @@ class FusedApply(OptimizerVariables):
             self.jit_compile = bool(given.get("jit_compile", True))
         self._says_why = "jit_compile" in given and self.jit_compile
         self._step: FusedStep | None = None
-        self._repeats = False
+        self._own_step = self._fusing = False
         if self.lazy and self._mesh is not None:
             raise ValueError(
                 "lazy=True is not possible with a mesh: TensorFlow scatters rows of no DTensor; "
@@ -83,30 +83,43 @@ class FusedApply(OptimizerVariables):
             ValueError: no variable has a gradient.
         """
         pairs = [(gradients.as_tensor(g, v), v) for g, v in grads_and_vars]
-        variables = [id(v) for g, v in pairs if g is not None]
-        if len(set(variables)) == len(variables) or not self._fuses:
-            return super().apply_gradients(pairs, name, skip_gradients_aggregation, **kwargs)
-        self.refuse_extras("where a variable comes twice in one call")
+        stepped = [id(v) for g, v in pairs if g is not None]
+        rest = (name, skip_gradients_aggregation)
+        if self.overridden or (self._fuses and len(set(stepped)) < len(stepped)):
+            return self._apply_as_tf_keras(pairs, *rest, **kwargs)
+        try:
+            self._fusing = self._fuses
+            return super().apply_gradients(pairs, *rest, **kwargs)
+        finally:
+            self._fusing = False
+
+    def _apply_as_tf_keras(self, *args: Any, **kwargs: Any) -> Any:
+        """`apply_gradients` of tf_keras' own class."""
+        why = f"with {', '.join(self.overridden)} overridden"
+        self.refuse_extras(why if self.overridden else "where a variable comes twice in one call")
         fused_jit_compile = self.jit_compile
         try:
-            self._repeats, self.jit_compile = True, self._their_jit_compile
+            self._own_step = True
+            self.jit_compile = fused_jit_compile and self._their_jit_compile
             self.fill_absent()
-            return super().apply_gradients(pairs, name, skip_gradients_aggregation, **kwargs)
+            return super().apply_gradients(*args, **kwargs)
         finally:
-            self._repeats, self.jit_compile = False, fused_jit_compile
+            self._own_step, self.jit_compile = False, fused_jit_compile
+
+    # The fused step does these itself; whoever else calls them gets what tf_keras does.
 
     def _clip_gradients(self, grads: Any) -> Any:
-        return grads if self._fuses else super()._clip_gradients(grads)
+        return grads if self._fusing else super()._clip_gradients(grads)
 
     def _deduplicate_sparse_grad(self, grads: Any) -> Any:
-        return grads if self._fuses else super()._deduplicate_sparse_grad(grads)
+        return grads if self._fusing else super()._deduplicate_sparse_grad(grads)
 
     def _apply_weight_decay(self, variables: Any) -> None:
-        if not self._fuses:
+        if not self._fusing:
             super()._apply_weight_decay(variables)
 
     def _internal_apply_gradients(self, grads_and_vars: Any) -> Any:
-        if self._mesh is None or not self._fuses:
+        if self._mesh is None or not self._fusing:
             # tf_keras calls `_distributed_apply_gradients_fn` where it should.
             return super()._internal_apply_gradients(grads_and_vars)
         self._now().step(*zip(*grads_and_vars, strict=True))
@@ -115,7 +128,7 @@ class FusedApply(OptimizerVariables):
     def _distributed_apply_gradients_fn(
         self, distribution: Any, grads_and_vars: Any, **kwargs: Any
     ) -> Any:
-        if not self._fuses:
+        if not self._fusing:
             return super()._distributed_apply_gradients_fn(distribution, grads_and_vars, **kwargs)
         grads, variables = zip(*grads_and_vars, strict=True)
         step = self._now()
@@ -154,7 +167,7 @@ class FusedApply(OptimizerVariables):
     def steps_as_tf_keras(self) -> bool:
         """Whether the step is tf_keras' own: a method of it was overridden, or this call has a
         variable twice."""
-        return self._repeats or bool(self.overridden)
+        return self._own_step or bool(self.overridden)
 
     @property
     def _fuses(self) -> bool:

@@ -1,7 +1,9 @@
-"""Steps on meshes: `python -m tests.tf_keras_frontend.meshes AXES` prints one JSON object.
+"""Steps on meshes: `python -m tests.tf_keras_frontend.meshes AXES COMPILED` prints one JSON object.
 
 Each rule, with each option alone, steps variables of ranks 0 to 4 in every placement on a mesh, all
-of them in one optimizer: programs of a mesh take long to make. AXES is the number of its axes.
+of them in one optimizer: programs of a mesh take long to make. AXES is the number of its axes;
+COMPILED are the options, with commas between them, whose steps run inside tf.function as well, or
+`all`. More arguments choose rules.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def run(table: Table, rule: str, option: str, on_mesh: bool, compiled: bool) -> 
     return [table.whole(v) if on_mesh else v.numpy() for v in variables]
 
 
-def compare(axes: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
+def compare(axes: Sequence[str], compiled: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
     """The largest distance by rule, option and kind of step; and the number of cases."""
     table = Table(axes)
     found: dict[str, float] = {}
@@ -125,10 +127,10 @@ def compare(axes: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
         scale = [np.max(np.abs(x)) + 1e-30 for x in alone]
         moves = [np.max(np.abs(x - s)) for x, s in zip(alone, table.start, strict=True)]
         moved = min(moved, float(min(moves)))
-        for compiled in (False, True):
-            laid = run(table, rule, option, on_mesh=True, compiled=compiled)
+        for inside in (False, True)[: 1 + (option in compiled)]:
+            laid = run(table, rule, option, on_mesh=True, compiled=inside)
             apart = [np.max(np.abs(x - y)) / s for x, y, s in zip(alone, laid, scale, strict=True)]
-            kind = "tf.function" if compiled else "eager"
+            kind = "tf.function" if inside else "eager"
             found[f"{rule}, {option}, {kind}"] = float(np.max(apart))
     return {"found": found, "cases": len(found) * len(table.specs), "moved": moved}
 
@@ -141,5 +143,6 @@ if __name__ == "__main__":
     # What grappler gains in three steps it loses many times over in the making of programs.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     tf_keras.backend.set_floatx("float64")
-    number, *chosen = sys.argv[1:]
-    print(json.dumps(compare("xy"[: int(number)], chosen or list(RULES))))
+    number, compiled, *chosen = sys.argv[1:]
+    inside = list(OPTIONS) if compiled == "all" else compiled.split(",")
+    print(json.dumps(compare("xy"[: int(number)], inside, chosen or list(RULES))))
