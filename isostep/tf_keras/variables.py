@@ -40,6 +40,13 @@ class AbsentVariable(Trackable, Absent):
             return tf.zeros(self.shape, self.dtype)
         return meshes.zeros(self.shape, self.dtype, layout)
 
+    def value(self) -> Any:
+        """Zeros."""
+        return self.read_value()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.numpy() if dtype is None else self.numpy().astype(dtype)
+
     def _serialize_to_tensors(self) -> dict[str, Any]:
         return {"VARIABLE_VALUE": self.read_value()}
 
