@@ -25,7 +25,8 @@ class AbsentVariable(Trackable, Absent):
     """
 
     def __init__(self, reference: Any, name: str, dtype: str) -> None:
-        Absent.__init__(self, reference.shape, dtype, f"{name}/{reference._shared_name}")
+        parts = [tf.get_current_name_scope(), name, reference._shared_name]
+        Absent.__init__(self, reference.shape, dtype, "/".join(filter(None, parts)) + ":0")
         self.reference, self.prefix = reference, name
 
     @property
