@@ -150,7 +150,7 @@ def _run(
             if side == THEIRS and not how.only:
                 kept.write(suite, checkouts, sides[side])
     seconds = time.perf_counter() - begin
-    return results.of(suite, sides[THEIRS], sides[OURS], seconds, suite.absent(checkouts))
+    return results.of(suite, checkouts, sides[THEIRS], sides[OURS], seconds)
 
 
 def _faults(result: Result, tests: str) -> list[str]:

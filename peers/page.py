@@ -32,6 +32,7 @@ python -m peers --help     # one suite, some tests, JSON
 ```
 
 """
+NONE = "\n## Differences\n\nNone.\n"
 LAYOUT = """The folder of checkouts:
 
 """
@@ -45,7 +46,8 @@ def page(results: Mapping[str, Result], suites: Mapping[str, Suite] = SUITES) ->
         suites: all of them, in the order of the page.
     """
     known = [(suite, results.get(name)) for name, suite in suites.items()]
-    return "".join([BEGIN, _table(known), _differences(known), HOW, LAYOUT, _layout(suites)])
+    parts = [_table(known), _sources(known), _differences(known), HOW, LAYOUT, _layout(suites)]
+    return BEGIN + "".join(parts)
 
 
 def _table(known: Sequence[tuple[Suite, Result | None]]) -> str:
@@ -71,6 +73,13 @@ def _table(known: Sequence[tuple[Suite, Result | None]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
+def _sources(known: Sequence[tuple[Suite, Result | None]]) -> str:
+    """Which tests those were that the packages do not ship, each repository once."""
+    stated = {s.checkout: r.source for s, r in known if r is not None and r.source}
+    lines = [f"- {checkout}: {source}\n" for checkout, source in stated.items()]
+    return "".join(["\nThe checkouts that these were run from:\n\n", *lines]) if lines else ""
+
+
 def _differing(result: Result) -> str:
     if not result.faults:
         return f"{len(result.differences)}, justified" if result.differences else "none"
@@ -86,7 +95,7 @@ def _differences(known: Sequence[tuple[Suite, Result | None]]) -> str:
             text += [f"- `{pattern}`: no such file; not run.\n" for pattern in result.absent]
             text += [f"- {fault}\n" for fault in _other_faults(result)]
             text.append("\n")
-    return "".join(text) if len(text) > 1 else "\n## Differences\n\nNone.\n"
+    return "".join(text).rstrip("\n") + "\n" if len(text) > 1 else NONE
 
 
 def _line(difference: Difference) -> str:

@@ -38,6 +38,7 @@ class Result:
         outdated: ids that the list of justified differences has and that do not differ.
         errors: what went wrong outside of tests.
         absent: patterns of the suite that matched no file.
+        source: which state of the framework's repository the tests are, if they are a checkout.
     """
 
     suite: str
@@ -51,6 +52,7 @@ class Result:
     outdated: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    source: str = ""
 
     @property
     def unjustified(self) -> list[Difference]:
@@ -81,7 +83,7 @@ class Result:
         return cls(**fields, differences=made)
 
 
-def of(suite: Suite, theirs: Run, ours: Run, seconds: float, absent: list[str]) -> Result:
+def of(suite: Suite, checkouts: Path | None, theirs: Run, ours: Run, seconds: float) -> Result:
     """The result of both runs, before anything is justified."""
     both = theirs.outcomes and ours.outcomes  # else the errors say why
     return Result(
@@ -98,7 +100,8 @@ def of(suite: Suite, theirs: Run, ours: Run, seconds: float, absent: list[str]) 
         seconds=round(seconds),
         differences=compare.differences(theirs.outcomes, ours.outcomes) if both else [],
         errors=list(dict.fromkeys([*theirs.errors, *ours.errors])),
-        absent=absent,
+        absent=suite.absent(checkouts),
+        source=suite.source(checkouts),
     )
 
 

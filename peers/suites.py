@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,19 @@ class Suite:
         if not found:
             raise FileNotFoundError(f"{root} has none of {', '.join(self.files)}")
         return list(dict.fromkeys(found))
+
+    def source(self, checkouts: Path | None) -> str:
+        """Which state of its repository a checkout is: what its `source.txt` says, else git; empty
+        where the package ships its tests, or nothing is known."""
+        if not self.checkout:
+            return ""
+        root = self.root(checkouts)
+        stated = root / "source.txt"
+        if stated.exists():
+            return stated.read_text().strip()
+        asked = ["git", "-C", str(root), "describe", "--tags", "--always"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
 
     def absent(self, checkouts: Path | None) -> list[str]:
         """Patterns that no file matches: frameworks rename and remove tests."""

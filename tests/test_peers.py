@@ -277,3 +277,12 @@ def test_tf_keras_tests_import_the_installed_package() -> None:
         "x = 'from tf_keras'\n"
     )
     assert installed(installed(source)) == installed(source)
+
+
+def test_the_page_is_that_of_the_results_and_every_difference_has_its_reason() -> None:
+    listed = justified.load(SUITES)
+    last = {name: results.read(name) for name in SUITES}
+    known = {name: results.judged(r, listed) for name, r in last.items() if r is not None}
+    assert {name: result.faults for name, result in known.items() if result.faults} == {}
+    assert len(listed) <= 12
+    assert page.PAGE.read_text() == page.page(known)
