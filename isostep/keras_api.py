@@ -161,7 +161,8 @@ class Extras:
         absent: what the framework would keep and isostep does not, each behind the variable that
             the framework makes before it.
         storing: the optimizer is being saved or loaded.
-        waiting: a state that was loaded before there were variables for it.
+        waiting: a state that was loaded before there were variables for it, and how many of its
+            values were taken.
     """
 
     groups: tuple[Group, ...]
@@ -174,7 +175,7 @@ class Extras:
     statistics: Any = None
     absent: list[tuple[Any, Absent]] = field(default_factory=list[tuple[Any, "Absent"]])
     storing: bool = False
-    waiting: tuple[Any, ...] | None = None
+    waiting: tuple[int, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.nonfinite not in NONFINITE:
@@ -203,8 +204,7 @@ class FusedOptimizer(Framework):
         extras = Extras(**{name: kwargs.pop(name, default) for name, default in EXTRAS.items()})
         super().__init__(*args, **kwargs)
         self._extras = extras
-        if self.overridden:
-            self.refuse_extras(f"with {', '.join(self.overridden)} overridden")
+        self.refuse_overridden()
 
     # -- what a front-end says -------------------------------------------------------------------
 
@@ -394,6 +394,11 @@ class FusedOptimizer(Framework):
         the variables are Keras' own."""
         return extension.overridden(self, dialects.get(self.dialect).extension_points)
 
+    def refuse_overridden(self) -> None:
+        """Raise if a method is overridden and something is asked for that Keras' own step lacks."""
+        if self.overridden:
+            self.refuse_extras(f"with {', '.join(self.overridden)} overridden")
+
     def refuse_extras(self, where: str) -> None:
         """Raise if something is asked for that Keras' own step, one variable at a time, lacks.
 
@@ -475,23 +480,29 @@ class FusedOptimizer(Framework):
                 changed.
         """
         values = tuple(np.asarray(store[str(place)]) for place in range(len(store.keys())))
+        # Before its first step an optimizer may have no more than a count and a learning rate.
+        unstepped = len(values) <= 2 and not any(values[:1])
         with self._storing() as variables:
-            if not self.built and len(values) > len(variables):
-                self._extras.waiting = values
-            elif len(values) <= 2 < len(variables) and not values[0]:
-                # Saved before it had variables: no step, and perhaps a learning rate.
-                self._take(variables[: len(values)], values)
-            else:
+            both = min(len(variables), len(values))
+            if self.built and not unstepped:
                 self._take(variables, values)
+            else:
+                self._take(variables[:both], values[:both])
+        self._extras.waiting = None if self.built or unstepped else (both, values)
 
     def take_waiting(self) -> None:
-        """Take the state that was loaded before there were variables for it, if one was."""
-        values, self._extras.waiting = self._extras.waiting, None
-        if values is not None:
-            with self._storing() as variables:
-                self._take(variables, values)
+        """Take the rest of a state that was loaded before there were variables for it, if one was.
 
-    def _take(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        Raises:
+            StateError: it does not fit. It waits on, so that no step begins anew in its stead.
+        """
+        if self._extras.waiting is not None:
+            taken, values = self._extras.waiting
+            with self._storing() as variables:
+                self._take(variables, values, taken)
+            self._extras.waiting = None
+
+    def _take(self, variables: Sequence[Any], values: Sequence[Any], start: int = 0) -> None:
         why = _mismatch(variables, values)
         if why:
             raise StateError(
@@ -499,7 +510,7 @@ class FusedOptimizer(Framework):
                 f"into an optimizer of the class and options that it was saved from, for the same "
                 f"variables; or load the weights before compiling with a new optimizer"
             )
-        for variable, value in zip(variables, values, strict=True):
+        for variable, value in list(zip(variables, values, strict=True))[start:]:
             variable.assign(value)
 
     def exclude_from_weight_decay(

@@ -41,8 +41,9 @@ class FusedApply(FusedOptimizer):
         """Make the variables of the optimizer: Keras' own, and the statistics of a report."""
         if self.built:
             return
+        self.refuse_overridden()  # what is wrong is said before anything is made
         if not self.overridden:
-            self.hyper_groups(variables)  # what is wrong in them is said before anything is made
+            self.hyper_groups(variables)
         super().build(variables)
         self.add_statistics()
         with self.concretely():  # not as a part of a step that is being compiled
@@ -51,6 +52,7 @@ class FusedApply(FusedOptimizer):
     # -- what Keras calls ------------------------------------------------------------------------
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        self.take_waiting()
         why = self._why_own_step(trainable_variables)
         self._took_own_step = bool(why)
         if why:

@@ -48,10 +48,11 @@ class FusedApply(OptimizerVariables):
         variables = list(var_list)
         if not self._run_with_dtensor:
             meshes.check(variables, self._mesh)
+        self.refuse_overridden()  # what is wrong is said before anything is made
         if self.steps_as_tf_keras:
             super().build(variables)
         else:
-            self.hyper_groups(variables)  # says what is wrong in groups before anything is made
+            self.hyper_groups(variables)
             super().build(variables)
             self._step = FusedStep(self, variables, say_why=self._says_why)
             self.add_statistics()
@@ -82,6 +83,8 @@ class FusedApply(OptimizerVariables):
             KeyError: the optimizer was built for other variables.
             ValueError: no variable has a gradient.
         """
+        if self.built:
+            self.take_waiting()
         pairs = [(gradients.as_tensor(g, v), v) for g, v in grads_and_vars]
         stepped = [id(v) for g, v in pairs if g is not None]
         rest = (name, skip_gradients_aggregation)

@@ -137,6 +137,12 @@ def refused() -> list[str]:
             said.append("nothing")
         except isostep.HyperparameterError as error:
             said.append(str(error))
+    beside: Any = isostep.keras.SGD(report=True)
+    beside.update_step = lambda *_: None
+    try:
+        beside.apply([keras.ops.ones(SHAPE)], [matrix])
+    except isostep.HyperparameterError as error:
+        said.append(f"built: {beside.built}; {error}")
     return said
 
 

@@ -317,10 +317,24 @@ def states() -> dict[str, Any]:
         other.optimizer.build(other.trainable_variables)
         refused = said(lambda: other.load_weights(path))
         iterations = int(other.optimizer.iterations)
+        waiting = [_refusals(x, y, path, keras.optimizers.Adam, "RMSprop")]
+        waiting.append(_refusals(x, y, path, keras.optimizers.SGD, "Adam"))
     ends = [[array(v) for v in one.trainable_variables] for one in (first, late)]
     weights = [array(v) for v in late.optimizer.variables]
     short = said(lambda: late.optimizer.set_weights(weights[:-1]))
-    return {"apart": worst(ends), "refused": refused, "iterations": iterations, "short": short}
+    found = {"apart": worst(ends), "refused": refused, "iterations": iterations, "short": short}
+    return found | {"waiting": waiting}
+
+
+def _refusals(x: Any, y: Any, path: str, first: Any, second: str) -> list[str]:
+    """What each fit says after the state of another class was loaded before there were variables
+    for it."""
+    saved = model(first(0.125))
+    saved.fit(x, y, verbose=0)
+    saved.save_weights(path)
+    late = model(getattr(isostep.keras, second)(0.125))
+    late.load_weights(path)
+    return [said(lambda: late.fit(x, y, verbose=0)) for _ in range(2)]
 
 
 def messages() -> dict[str, str]:

@@ -66,3 +66,4 @@ def test_overrides_of_an_object_and_what_does_not_go_with_them(looked: Any) -> N
     assert looked["on the object"] == [True, True]
     for said in looked["refused"]:
         assert "update_step" in said
+    assert looked["refused"][-1].startswith("built: False; report")

@@ -66,6 +66,8 @@ def test_states_wait_for_variables_and_are_refused_if_they_do_not_fit(found: Any
     assert "6 variables, and this optimizer 4" in states["refused"]
     assert states["iterations"] == 0
     assert "5 variables, and this optimizer 6" in states["short"]
+    for counts, said in zip(("6 variables", "2 variables"), states["waiting"], strict=True):
+        assert all(f"it has {counts}, and this optimizer" in each for each in said)
 
 
 def test_errors_say_what_to_do(found: Any) -> None:
