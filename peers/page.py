@@ -33,7 +33,7 @@ python -m peers --help     # one suite, some tests, JSON
 
 """
 NONE = "\n## Differences\n\nNone.\n"
-LAYOUT = """The folder of checkouts:
+LAYOUT = """The folder of checkouts. Git, or a `source.txt` in a checkout, says which state it is:
 
 """
 
