@@ -34,12 +34,18 @@ def test_names_of_cases_are_unique(name: str):
     assert len({case.name for case in TABLES[name]}) == len(TABLES[name])
 
 
+FROM_A_LATER_STEP = ("decay_offset",)
+"""What a run from its first step cannot have: tests/jax_frontend/contract_worker.py tries it."""
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_argument_is_tried_away_from_its_default(name: str):
     for spelling in dialects.get(name).spellings.values():
         cases = [c for c in TABLES[name] if c.framework_class == spelling.class_name]
         assert cases, spelling.class_name
         for argument, hyperparameters in spelling.arguments.items():
+            if argument in FROM_A_LATER_STEP:
+                continue
             parts = tuple(spelling.defaults[h] for h in hyperparameters)
             default = parts if len(parts) > 1 else parts[0]
             given = [c.arguments[argument] for c in cases if argument in c.arguments]

@@ -23,6 +23,8 @@ from .paddle_cases import CASES
 from .quirks import Quirks
 
 QUIRKS = Quirks("paddle")
+# In tests/paddle_frontend: check_sparse.py, check_dynamic.py and check_static.py.
+QUIRKS.shown("paddle-adam-decays-no-rows", "paddle-tensor-rate")
 POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 EXTRA = {"RMSprop": {"momentum", "mean_grad"}, "Adam": {*POWERS}, "AdamW": {*POWERS}}
 

@@ -25,6 +25,7 @@ from .quirks import Quirks
 from .torch_cases import CASES
 
 QUIRKS = Quirks("torch")
+QUIRKS.shown("torch-tensor-hyperparameters")  # in tests/torch_frontend/test_own_step.py
 BY_NAME = {case.name: case for case in CASES}
 
 
