@@ -35,7 +35,7 @@ def test_names_of_cases_are_unique(name: str):
 
 
 FROM_A_LATER_STEP = ("decay_offset",)
-"""What a run from its first step cannot have: tests/jax_frontend/contract_worker.py tries it."""
+"""What a run from its first step cannot have: tests/jax_frontend/worker.py tries it."""
 
 
 @pytest.mark.parametrize("name", TABLES)
