@@ -72,8 +72,10 @@ class Result:
         return found
 
     def to_json(self) -> str:
-        """For the file."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        """For the file, without the failures' texts: they quote the framework's code and paths of
+        the machine."""
+        kept = replace(self, differences=[replace(d, message="") for d in self.differences])
+        return json.dumps(asdict(kept), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Result:

@@ -286,3 +286,10 @@ def test_the_page_is_that_of_the_results_and_every_difference_has_its_reason() -
     assert {name: result.faults for name, result in known.items() if result.faults} == {}
     assert len(listed) <= 12
     assert page.PAGE.read_text() == page.page(known)
+
+
+def test_no_result_quotes_a_frameworks_code_or_a_path_of_the_machine() -> None:
+    found = [results.read(name) for name in SUITES]
+    kept = [d.message for result in found if result is not None for d in result.differences]
+    assert kept
+    assert set(kept) == {""}

@@ -25,7 +25,6 @@ from .quirks import Quirks
 from .torch_cases import CASES
 
 QUIRKS = Quirks("torch")
-QUIRKS.shown("torch-tensor-hyperparameters")  # in tests/torch_frontend/test_own_step.py
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -111,6 +110,26 @@ def test_eps1_none_is_taken_from_the_first_dtype_of_a_group(theirs: Reference):
 @QUIRKS.shown("torch-step-in-float32")
 def test_the_step_count_stops_at_two_to_the_24(theirs: Reference):
     assert theirs["probe", "step-counter"] == 2**24
+
+
+@QUIRKS.shown("torch-tensor-hyperparameters")
+def test_a_tensor_as_rate_rounds_torchs_coefficients_and_not_ours():
+    import torch
+
+    import isostep.torch
+
+    rate = torch.tensor(0.1, dtype=torch.float32)
+    ends: dict[str, list[float]] = {}
+    for name, made in (("torch", torch.optim.Adam), ("isostep", isostep.torch.Adam)):
+        for lr in (rate, float(rate)):
+            p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+            optimizer = made([p], lr=lr)
+            for step in range(5):
+                p.grad = torch.full_like(p, 0.5 + step)
+                optimizer.step()
+            ends.setdefault(name, []).append(float(p.detach()))
+    assert ends["isostep"][0] == ends["isostep"][1]
+    assert 1e-10 < abs(ends["torch"][0] - ends["torch"][1]) < 1e-6
 
 
 def test_defaults_are_those_of_torch(theirs: Reference):
