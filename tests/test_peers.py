@@ -257,7 +257,8 @@ def test_a_suite_without_tests_or_without_isostep_does_not_hold() -> None:
 def test_results_are_read_as_written(tmp_path: Path) -> None:
     found = results.judged(_result(), [Justified("optax", "t", "Because.")])
     results.write(found, tmp_path)
-    assert results.read("optax", tmp_path) == found
+    kept = [replace(d, message="") for d in found.differences]
+    assert results.read("optax", tmp_path) == replace(found, differences=kept)
     assert results.read("timm", tmp_path) is None
 
 
