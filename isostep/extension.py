@@ -8,9 +8,21 @@ overridden takes the framework's own step, with the framework's own state.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from isostep.errors import HyperparameterError
+
+
+class Cause(NamedTuple):
+    """Why a step is the framework's own.
+
+    Args:
+        why: in words.
+        way_out: what to do for a fused step.
+    """
+
+    why: str
+    way_out: str
 
 
 def drop_in_of(cls: type) -> type:

@@ -6,27 +6,16 @@ It runs on the same groups and accumulators, so an optimizer may go from one to 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import paddle
 from paddle.base import framework
 
 from isostep import dialects, extension
 from isostep.errors import ParameterError
+from isostep.extension import Cause
 
 POINTS = dialects.get("paddle").extension_points
-
-
-class Cause(NamedTuple):
-    """Why a step is Paddle's own.
-
-    Args:
-        why: in words.
-        way_out: what to do for a fused step.
-    """
-
-    why: str
-    way_out: str
 
 
 TWICE = Cause(

@@ -6,25 +6,14 @@ It runs on the same groups and the same state, so an optimizer may go from one t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from isostep import dialects, extension
+from isostep.extension import Cause
 
 POINTS = dialects.get("torch").extension_points
-
-
-class Cause(NamedTuple):
-    """Why a step is torch's own.
-
-    Args:
-        why: in words.
-        way_out: what to do for a fused step.
-    """
-
-    why: str
-    way_out: str
 
 
 _TWICE = Cause(
