@@ -13,6 +13,7 @@ from isostep.stepper import Engine, Stepper
 from isostep.torch.addresses import addresses
 from isostep.torch.lazy import densified
 from isostep.torch.tensors import DTYPE_NAMES, numpy_view
+from isostep.tracing import works_by_element
 
 try:  # what guards compiled graphs; not public, so it may go
     from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
@@ -118,7 +119,8 @@ class Gradients:
         """The gradient in its parameter's order of memory; a NumPy array if that is a copy."""
         leaf = self._stepper.leaves[k]
         if g.layout is not torch.strided:
-            g = densified(g, self._rule, weight_decay(k))
+            by_element = works_by_element(self._stepper.recipe(leaf))
+            g = densified(g, self._rule, weight_decay(k), by_element)
         g = g.detach() if self._engine == "native" else g
         g = g.resolve_conj().resolve_neg()
         if g.numel() != self._sizes[k]:

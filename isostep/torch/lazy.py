@@ -17,12 +17,13 @@ SPARSE_RULES = ("SGD", "Adagrad")
 """The rules whose torch classes take sparse gradients."""
 
 
-def densified(grad: torch.Tensor, rule: str, weight_decay: Any) -> torch.Tensor:
+def densified(grad: torch.Tensor, rule: str, weight_decay: Any, by_element: bool) -> torch.Tensor:
     """The dense gradient that a sparse one stands for; torch's errors where torch refuses it."""
     if rule not in SPARSE_RULES:
+        way_out = "make it with lazy=True to step the rows that are present"
         raise RuntimeError(
-            f"{rule} does not support sparse gradients: make it with lazy=True to step the rows "
-            f"that are present"
+            f"{rule} does not support sparse gradients: "
+            f"{way_out if by_element else 'pass grad.to_dense()'}"
         )
     if rule == "Adagrad" and weight_decay:
         raise RuntimeError(

@@ -68,6 +68,19 @@ def test_torchs_error_where_it_has_none(name: str) -> None:
         assert_same_bits(params[0].data, table()[0].data)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("SGD", "Adagrad")])
+def test_what_the_error_advises_works(name: str) -> None:
+    params = table()
+    params[0].grad = sparse(0)
+    with pytest.raises(RuntimeError, match=r"lazy=True|to_dense\(\)") as refused:
+        ours(name)(params).step()
+    lazy = "lazy=True" in str(refused.value)
+    if not lazy:
+        params[0].grad = params[0].grad.to_dense()
+    ours(name)(params, lazy=lazy).step()
+    assert not torch.equal(params[0].data, table()[0].data)
+
+
 def test_torchs_error_for_adagrad_with_decay() -> None:
     for make in (torch.optim.Adagrad, ours("Adagrad")):
         params = table()
