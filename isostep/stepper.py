@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isostep import interrupts
+from isostep import commit
 from isostep import recipe as recipes
 from isostep.compile.arrays import Array
 from isostep.compile.layout import Layout
@@ -142,14 +142,37 @@ class _Prepared:
     Args:
         runners: those of the parameters with a gradient.
         idle: those of the others, where the dialect averages them as well.
-        active: places of the parameters with a gradient.
+        counted: for each parameter 1 if it has a gradient, else 0.
         staged: parameters that are copied in before a step, and back after it.
     """
 
     runners: list[Runner]
     idle: list[Runner]
-    active: NDArray[np.intp]
+    counted: NDArray[np.int64]
     staged: list[Leaf]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The parameters that a stepper has taken in.
+
+    Args:
+        leaves: the parameters.
+        steps: how many steps each has had.
+        groups: the group of each.
+    """
+
+    leaves: list[Leaf]
+    steps: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+    def plus(self, leaf: Leaf, steps: int) -> _Taken:
+        """These and one more."""
+        return _Taken(
+            [*self.leaves, leaf],
+            np.append(self.steps, steps),
+            np.append(self.groups, leaf.group),
+        )
 
 
 class Stepper:
@@ -180,10 +203,9 @@ class Stepper:
         self.groups, self.options, self.engine = list(groups), options, engine
         self.iteration = 0
         self.skipped = 0
-        self.leaves: list[Leaf] = []
         self.last: list[Runner] = []
-        self.steps = np.zeros(0, dtype=np.int64)
-        self._group_of = np.zeros(0, dtype=np.int64)
+        self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        self._codes: list[Any] | None = None
         self._allocate, self._namespace = allocate, namespace
         self._prepared: dict[tuple[str | None, ...], _Prepared] = {}
 
@@ -201,11 +223,21 @@ class Stepper:
         axes = self.rule.factored_axes(array.shape, self._static(group))
         leaf = Leaf(name, array, group, axes, own)
         self._fill(leaf)
-        self.leaves.append(leaf)
-        self.steps = np.append(self.steps, steps)
-        self._group_of = np.append(self._group_of, group)
         self._prepared.clear()
+        self._codes = None
+        # In one assignment: an exception finds the parameter taken in, or not.
+        self._taken = self._taken.plus(leaf, steps)
         return leaf
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The parameters."""
+        return self._taken.leaves
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """How many steps each parameter has had."""
+        return self._taken.steps
 
     def refresh(self) -> None:
         """Look again at what selects code, after a hyperparameter of a group has changed."""
@@ -220,13 +252,16 @@ class Stepper:
             groups: all groups.
             membership: the group of each leaf.
         """
-        before = [self._code(self.groups[leaf.group]) for leaf in self.leaves]
+        if self._codes is None:
+            self._codes = [self._code(self.groups[leaf.group]) for leaf in self.leaves]
         self.groups = list(groups)
-        self._group_of = np.array(membership, dtype=np.int64)
         for leaf, group in zip(self.leaves, membership, strict=True):
             leaf.group = group
-        if [self._code(self.groups[leaf.group]) for leaf in self.leaves] != before:
+        self._taken = replace(self._taken, groups=np.array(membership, dtype=np.int64))
+        codes = [self._code(self.groups[leaf.group]) for leaf in self.leaves]
+        if codes != self._codes:
             self.refresh()
+        self._codes = codes  # at last: what an exception has stopped is done when asked again
 
     # -- what is decided once --------------------------------------------------------------------
 
@@ -335,8 +370,8 @@ class Stepper:
                 matrix,
             )
             sorted_in.setdefault(key, []).append(index)
-        active = np.flatnonzero([grad is not None for grad in grad_dtypes])
-        ready = _Prepared([], [], active, [leaf for leaf in self.leaves if leaf.staged])
+        counted = np.array([grad is not None for grad in grad_dtypes], dtype=np.int64)
+        ready = _Prepared([], [], counted, [leaf for leaf in self.leaves if leaf.staged])
         for key in sorted(sorted_in, key=lambda key: key[0]):
             _, (recipe, swapped), arrays, layout, _ = key
             members = sorted_in[key]
@@ -369,14 +404,21 @@ class Stepper:
         bind: Callable[[Runner], None],
         loss_scale: float = 1.0,
         rows: Sequence[Runner] = (),
+        empty: Sequence[int] = (),
+        settle: Callable[[], None] | None = None,
     ) -> Report | None:
         """One step of all parameters that have a gradient.
+
+        An exception from outside (an interrupt) leaves it done or not begun, never in between.
 
         Args:
             grad_dtypes: the dtype of each gradient, None where there is none.
             bind: hands the gradients of a cohort to its runner.
             loss_scale: what gradients are divided by.
             rows: cohorts of the rows of one parameter each, for sparse gradients.
+            empty: places of the parameters whose sparse gradient has no rows: a step all the same.
+            settle: brings the framework's own state up to date with `steps` and `iteration`; part
+                of the step, so it must do no harm when it is called twice.
 
         Returns:
             The report, if one was asked for.
@@ -390,25 +432,44 @@ class Stepper:
         for leaf in ready.staged:
             leaf.bring_in()
         self.last = runners = [*ready.runners, *rows]
-        coefficients = self._coefficients(runners, loss_scale)
-        with interrupts.Delayed():
-            outcome = execute(runners, coefficients)
-            if not outcome.blocked:
-                self._finish(ready, rows, loss_scale)
-        if outcome.blocked:
-            self._blocked(runners, outcome)
+        writes = self._writes(ready, rows, empty, loss_scale, settle)
+        outcome = commit.run(writes)
+        if outcome.blocked and self.options.nonfinite == "raise":
+            self._refuse(runners, outcome)
         return self._report(runners, outcome) if self.options.report else None
 
-    def _finish(self, ready: _Prepared, rows: Sequence[Runner], loss_scale: float) -> None:
-        """What follows the passes of a step that was not stopped."""
-        if ready.idle:
-            execute(ready.idle, self._coefficients(ready.idle, loss_scale))
-        for leaf in ready.staged:
-            leaf.take_back()
-        self.steps[ready.active] += 1
-        for row in rows:
-            self.steps[row.cohort.members[0]] += 1
-        self.iteration += 1
+    def _writes(
+        self,
+        ready: _Prepared,
+        rows: Sequence[Runner],
+        empty: Sequence[int],
+        loss_scale: float,
+        settle: Callable[[], None] | None,
+    ) -> Callable[[commit.Progress], Outcome]:
+        """The part of a step that writes, for `commit.run`; what it counts to is fixed now."""
+        runners = [*ready.runners, *rows]
+        coefficients = self._coefficients(runners, loss_scale)
+        idle = self._coefficients(ready.idle, loss_scale) if ready.idle else []
+        counts = self.steps + ready.counted
+        if rows or empty:
+            counts[[*(int(row.cohort.members[0]) for row in rows), *empty]] += 1
+        iteration, skipped = self.iteration + 1, self.skipped + 1
+
+        def write(progress: commit.Progress) -> Outcome:
+            outcome = execute(runners, coefficients, progress)
+            if outcome.blocked:
+                self.skipped = skipped if self.options.nonfinite == "skip" else self.skipped
+                return outcome
+            execute(ready.idle, idle, progress)
+            for leaf in ready.staged:
+                leaf.take_back()
+            self.steps[:] = counts
+            self.iteration = iteration
+            if settle is not None:
+                settle()
+            return outcome
+
+        return write
 
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         """For each cohort its coefficients: numbers, or arrays over its tensors where groups or
@@ -425,7 +486,7 @@ class Stepper:
             if alike:
                 result.append(self._fold(folded, (0, int(counts[0]) + 1, dtype), loss_scale))
                 continue
-            kinds = np.stack([self._group_of[members], counts[members] + 1], axis=1)
+            kinds = np.stack([self._taken.groups[members], counts[members] + 1], axis=1)
             kinds, place = np.unique(kinds, axis=0, return_inverse=True)
             each = [self._fold(folded, (int(g), int(n), dtype), loss_scale) for g, n in kinds]
             result.append({k: np.array([c[k] for c in each])[place.ravel()] for k in each[0]})
@@ -461,10 +522,7 @@ class Stepper:
         )
         return folded[key]
 
-    def _blocked(self, runners: Sequence[Runner], outcome: Outcome) -> None:
-        if self.options.nonfinite == "skip":
-            self.skipped += 1
-            return
+    def _refuse(self, runners: Sequence[Runner], outcome: Outcome) -> NoReturn:
         counts = self._gather(runners, outcome, "nonfinite")
         bad = {self.leaves[k].name: int(n) for k, n in enumerate(counts) if n}
         named = ", ".join(f"{name!r} ({n})" for name, n in list(bad.items())[:5])
@@ -484,7 +542,7 @@ class Stepper:
         sums = np.stack([self._gather(runners, outcome, name) for name in SUMS], axis=1)
         groups: list[GroupReport] = []
         for index, group in enumerate(self.groups):
-            inside = self._group_of == index
+            inside = self._taken.groups == index
             if inside.any():
                 groups.append(GroupReport.of(group.name, sums[inside].sum(axis=0)))
         return Report(self.iteration, bool(outcome.blocked), groups)

@@ -6,10 +6,12 @@ traced nodes one by one; between passes sums over tensors are combined, as in ev
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from isostep.commit import Progress
 from isostep.compile.schedule import Pass
 from isostep.compile.trace import Symbol
 from isostep.engines.cohort import Cohort, Floats
@@ -117,16 +119,24 @@ class ArrayRunner:
         """What stands for generated source here."""
         return f"# {self.cohort.title}: evaluated node by node by {self.xp.name}\n"
 
-    def run(self, number: int, scalars: list[Any]) -> list[Floats]:
+    def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
         step = self.cohort.schedule.passes[number]
         each = [np.broadcast_to(s, len(self.arrays)) for s in scalars]
-        sums = [
-            self._tensor(step, index, [s[index] for s in each]) for index in range(len(self.arrays))
-        ]
+        sums: list[list[float]] = []
+        for index, arrays in enumerate(self.arrays):
+            compute = partial(self._tensor, step, index, [s[index] for s in each])
+            sums.append(progress.write(compute, partial(self._store, arrays)))
         return [np.array(column, dtype=np.float64) for column in zip(*sums, strict=True)]
 
-    def _tensor(self, step: Pass, index: int, scalars: list[Any]) -> list[float]:
+    def _store(self, arrays: dict[str, Any], values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.xp.store(arrays[name], value)
+
+    def _tensor(
+        self, step: Pass, index: int, scalars: list[Any]
+    ) -> tuple[dict[str, Any], list[float]]:
+        """What the pass writes to the arrays of one tensor, and its sums."""
         xp, arrays = self.xp, self.arrays[index]
         shape = self.cohort.shapes[index]
         known: dict[int, Any] = {}
@@ -145,9 +155,8 @@ class ArrayRunner:
                 known[node.index] = self._reduce(node, value(node.args[0]))
             else:
                 known[node.index] = xp.apply(node.op, [value(a) for a in node.args])
-        for name, node in step.stores.items():
-            xp.store(arrays[name], value(node))
-        return [known[r.index] for r in step.tensor_sums]
+        stores = {name: value(node) for name, node in step.stores.items()}
+        return stores, [known[r.index] for r in step.tensor_sums]
 
     def _load(self, array: Any, domain: str, shape: tuple[int, int, int]) -> Any:
         batch, rows, columns = shape

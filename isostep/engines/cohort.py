@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep.commit import Progress
 from isostep.compile.arrays import Array, compute_dtype
 from isostep.compile.layout import Layout, Shape3
 from isostep.compile.schedule import Schedule
@@ -69,8 +71,9 @@ class Runner(Protocol):
         """The text of what runs."""
         ...
 
-    def run(self, number: int, scalars: list[Any]) -> list[Floats]:
-        """Run pass `number` and return its sums per tensor, in the order of `tensor_sums`."""
+    def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
+        """Run pass `number`, as far as that is not done, and return its sums per tensor, in the
+        order of `tensor_sums`."""
         ...
 
 
@@ -91,6 +94,12 @@ _HOST: dict[str, Callable[..., Any]] = {
     "isfinite": lambda x: np.isfinite(x).astype(np.float64),
     "after": lambda x, decided: x,
 }
+
+
+# Infinities and NaN are part of what is computed. NumPy's error state belongs to a context, so that
+# whatever is raised, the caller's own stays as it was.
+_QUIET = Context()
+_QUIET.run(np.seterr, all="ignore")
 
 
 @dataclass
@@ -115,12 +124,12 @@ class _Values:
         for node in self.schedule.inputs:
             self.known[node.index] = coefficients[node.name]
 
-    def run(self, runner: Runner, number: int) -> None:
+    def run(self, runner: Runner, number: int, progress: Progress) -> None:
         """Compute what pass `number` waits for, run it, and take in its sums."""
         known, step = self.known, self.schedule.passes[number]
         for node in self.schedule.host[number]:
             known[node.index] = _HOST[node.op](*[known[a.index] for a in node.args])
-        sums = runner.run(number, [known[s.index] for s in step.scalars])
+        sums = runner.run(number, [known[s.index] for s in step.scalars], progress)
         for node, total in zip(step.tensor_sums, sums, strict=True):
             known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
 
@@ -136,22 +145,26 @@ class _Values:
         return {n: self.known[s.index] for n, s in found.items() if s.index in self.known}
 
 
-def execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
+def execute(
+    runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]], progress: Progress
+) -> Outcome:
     """Take all cohorts through their passes.
 
     Args:
         runners: the cohorts.
         coefficients: for each cohort its coefficients by name, each an array over its tensors or a
             number.
+        progress: what of it is done.
 
     Returns:
         The outcome. If a non-finite gradient stops the step, no array has been written.
     """
-    with np.errstate(all="ignore"):  # infinities and NaN are part of what is computed
-        return _execute(runners, coefficients)
+    return _QUIET.copy().run(_execute, runners, coefficients, progress)
 
 
-def _execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) -> Outcome:
+def _execute(
+    runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]], progress: Progress
+) -> Outcome:
     values = [_Values(r.cohort, c) for r, c in zip(runners, coefficients, strict=True)]
     for number in range(max((len(v.schedule.passes) for v in values), default=0)):
         _combine(values, number)
@@ -159,7 +172,7 @@ def _execute(runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]]) 
             return Outcome(values[0].blocked, [v.statistics() for v in values])
         for runner, value in zip(runners, values, strict=True):
             if number < len(value.schedule.passes):
-                value.run(runner, number)
+                value.run(runner, number, progress)
     return Outcome(0, [v.statistics() for v in values])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep.commit import Progress
 from isostep.compile import layout as walk
 from isostep.compile import machine_code
 from isostep.compile.numba_source import write_module
@@ -66,9 +67,9 @@ class NativeRunner:
         """Set the addresses of array `name`, one for each tensor."""
         self.addresses[:, self.cohort.column(name)] = addresses
 
-    def run(self, number: int, scalars: list[Any]) -> list[Floats]:
+    def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
-        return self._passes[number].run(scalars)
+        return self._passes[number].run(scalars, progress)
 
     def bounds(self, tasks: bool) -> Table:
         """Chunks (or column tasks) cut into one contiguous range for each thread, of equal work."""
@@ -115,13 +116,15 @@ class _PassTables:
         self._sweep = code[f"pass_{number}"]
         self._columns = code.get(f"columns_{number}")
 
-    def run(self, scalars: list[Any]) -> list[Floats]:
+    def run(self, scalars: list[Any], progress: Progress) -> list[Floats]:
         runner = self._runner
         for k, value in enumerate(scalars):
             self._scalars[:, k] = value
-        threads.run(self._sweep, runner.bounds(tasks=False), self._context_address)
+        bounds = runner.bounds(tasks=False)
+        threads.run(self._sweep, bounds, self._context_address, progress.call)
         if self._columns is not None:
-            threads.run(self._columns, runner.bounds(tasks=True), self._context_address)
+            bounds = runner.bounds(tasks=True)
+            threads.run(self._columns, bounds, self._context_address, progress.call)
         if not self._sums.size:
             return []
         return list(np.add.reduceat(self._sums, runner._first_chunks, axis=0).T)

@@ -9,6 +9,7 @@ as it works.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,11 @@ class Team:
         self._asked = [int(ctypes.cast(f, ctypes.c_void_p).value or 0) for f in asked]
         self._member = machine_code.assemble(_MEMBER, "member")
 
-    def run(self, kernel: int, bounds: NDArray[np.int64], context: int) -> None:
+    def run(
+        self, kernel: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
+    ) -> None:
         """Call a kernel for each row of `bounds`; see `threads.run`."""
         items = len(bounds)
         words = [*self._asked, kernel, bounds.ctypes.data, context, items]
         work = (ctypes.c_int64 * len(words))(*words)
-        self._parallel(self._member, ctypes.addressof(work), items, 0)
+        call(self._parallel, [self._member], [ctypes.addressof(work)], [items], [0])

@@ -12,6 +12,7 @@ one instead (`share`).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import functools
@@ -20,7 +21,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from isostep.engines import openmp
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_entry = functools.cache(_Entry)
 _forked = False
 _team: openmp.Team | None = None
 
@@ -118,36 +120,47 @@ def _load_extension(name: str, path: Path) -> ModuleType:
     return module
 
 
-def run(address: int, bounds: NDArray[np.int64], context: int) -> None:
+def _at_once(function: Callable[..., Any], *columns: Sequence[Any]) -> None:
+    collections.deque(map(function, *columns), maxlen=0)
+
+
+def run(
+    address: int,
+    bounds: NDArray[np.int64],
+    context: int,
+    call: Callable[..., None] = _at_once,
+) -> None:
     """Call the kernel at `address` for each row (first, end) of `bounds`, on as many threads.
 
     Args:
         address: a function as `compile.machine_code` loads it.
         bounds: contiguous, of shape (items, 2).
         context: the address passed on to the kernel.
+        call: calls a function of C for each row of some columns, as `commit.Progress.call` does.
     """
     items = len(bounds)
     if _team is not None and items > 1 and not _forked:
-        _team.run(address, bounds, context)
+        _team.run(address, bounds, context, call)
         return
-    first = ctypes.c_void_p(bounds.ctypes.data)
+    start = int(bounds.ctypes.data)
     pool = _pool() if items > 1 and not _forked else None
     if pool is None:
-        entry = _Entry(address)
-        for item in range(items):
-            here = ctypes.c_void_p(bounds.ctypes.data + 16 * item)
-            entry(ctypes.addressof(here), None, None, context)
+        rows = [ctypes.c_void_p(start + 16 * item) for item in range(items)]
+        at, nothing = list(map(ctypes.addressof, rows)), [None] * items
+        call(_entry(address), at, nothing, nothing, [context] * items)
         return
+    first = ctypes.c_void_p(start)
     counts = ctypes.c_size_t(items)
     steps = ctypes.c_size_t(16)
     with pool.guard:
-        pool.parallel_for(
-            address,
-            ctypes.addressof(first),
-            ctypes.addressof(counts),
-            ctypes.addressof(steps),
-            context,
-            0,
-            1,
-            items,
+        call(
+            pool.parallel_for,
+            [address],
+            [ctypes.addressof(first)],
+            [ctypes.addressof(counts)],
+            [ctypes.addressof(steps)],
+            [context],
+            [0],
+            [1],
+            [items],
         )

@@ -24,6 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from numpy.typing import NDArray
 
+from isostep.commit import Progress
 from isostep.engines.cohort import Outcome, Runner, execute
 from isostep.engines.leaf import Leaf
 from isostep.engines.native import NativeRunner
@@ -280,9 +281,9 @@ class Kernels:
                 table.bind(operands)
             coefficients = [table.coefficients(numbers) for table in self._tables]
             active = len(self._active)
-            outcome = execute(self._active, coefficients[:active])
+            outcome = execute(self._active, coefficients[:active], Progress())
             if self._idle and not outcome.blocked:
-                execute(self._idle, coefficients[active:])
+                execute(self._idle, coefficients[active:], Progress())
         self._write(outcome, results[len(step.stores) :].tolist())
 
     def _write(self, outcome: Outcome, rest: list[int]) -> None:
