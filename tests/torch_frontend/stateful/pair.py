@@ -1,0 +1,392 @@
+"""torch.optim's optimizer and isostep's, side by side through the same edits.
+
+After each step isostep's numbers are held against torch's own class in float64, from the state that
+was there before the step; then torch's world takes over isostep's values, so that differences do
+not add up. torch's world decides what raises and what the state looks like. Where torch steps,
+isostep does too, or it refuses by one of `REFUSALS` and has changed nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+import isostep
+import isostep.torch
+
+from ...fuzzing import Line
+from .edits import EDITS
+from .gradients import KINDS, PAST_CHECKS, give
+from .reference import Reference
+from .world import DTYPES, Nothing, Snapshot, Stop, World, dense, readable, same_bits
+
+EPS = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
+SMALLEST = {dtype: torch.finfo(dtype).tiny for dtype in EPS}
+
+CLASSES: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.25, "momentum": 0.75, "dampening": 0.25, "weight_decay": 0.125},
+    "Adagrad": {"lr": 0.25, "lr_decay": 0.125, "initial_accumulator_value": 0.5, "eps": 0.125},
+    "RMSprop": {"lr": 0.25, "alpha": 0.75, "eps": 0.25, "momentum": 0.5, "weight_decay": 0.125},
+    "Adadelta": {"lr": 0.5, "rho": 0.75, "eps": 0.125, "weight_decay": 0.125},
+    "Adam": {"lr": 0.25, "betas": (0.75, 0.875), "eps": 0.125, "amsgrad": True},
+    "AdamW": {"lr": 0.25, "betas": (0.75, 0.875), "eps": 0.125, "weight_decay": 0.125},
+    "Adafactor": {"lr": 0.25, "beta2_decay": -0.75, "eps": (0.125, 0.25), "d": 1.5},
+}
+CENTERED = {"lr": 0.25, "alpha": 0.75, "eps": 0.25, "momentum": 0.5, "centered": True}
+
+
+# -- isostep's options, and what a torch user writes for them --------------------------------------
+
+
+def _grads(optimizer: Any) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _clip_value(optimizer: Any) -> bool:
+    torch.nn.utils.clip_grad_value_(_grads(optimizer), 0.5)
+    return True
+
+
+def _clip_norm(optimizer: Any) -> bool:
+    for p in _grads(optimizer):
+        torch.nn.utils.clip_grad_norm_([p], 0.5, foreach=False)
+    return True
+
+
+def _clip_global_norm(optimizer: Any) -> bool:
+    torch.nn.utils.clip_grad_norm_(_grads(optimizer), 0.5, foreach=False)
+    return True
+
+
+def _skip(optimizer: Any) -> bool:
+    return all(bool(dense(p.grad).isfinite().all()) for p in _grads(optimizer))
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of isostep.
+
+    Args:
+        arguments: of isostep's class.
+        before: what a torch user does to the gradients before the step; False if there is none.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    before: Callable[[Any], bool] = lambda optimizer: True
+
+
+OPTIONS = (
+    Option(),
+    Option(),
+    Option({"clip": isostep.Clip(value=0.5)}, _clip_value),
+    Option({"clip": isostep.Clip(norm=0.5)}, _clip_norm),
+    Option({"clip": isostep.Clip(global_norm=0.5)}, _clip_global_norm),
+    Option({"nonfinite": "skip"}, _skip),
+    Option({"report": True}),
+)
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def _plain(w: World) -> None:
+    w.optimizer.step()
+
+
+def _with_closure(w: World) -> None:
+    assert w.optimizer.step(lambda: 7.0) == 7.0
+
+
+def _closure_raises(w: World) -> None:
+    def closure() -> float:
+        raise Stop
+
+    w.optimizer.step(closure)
+
+
+def _hook_raises(w: World) -> None:
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    handle = w.optimizer.register_step_pre_hook(stop)
+    try:
+        w.optimizer.step()
+    finally:
+        handle.remove()
+
+
+def _inference(w: World) -> None:
+    with torch.inference_mode():
+        w.optimizer.step()
+
+
+def _in_a_thread(w: World) -> None:
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            w.optimizer.step()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _default_dtype(w: World) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        w.optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _out_of_range(w: World) -> None:
+    group = w.groups[0] if w.groups else {}
+    before = group.get("lr")
+    group["lr"] = float("nan")
+    try:
+        w.optimizer.step()
+    finally:
+        group["lr"] = before
+
+
+HOW = {
+    0: _plain,
+    1: _with_closure,
+    2: _closure_raises,
+    3: _hook_raises,
+    4: _inference,
+    5: _in_a_thread,
+    6: _default_dtype,
+    7: _out_of_range,
+}
+NUMBERS = max(len(KINDS), 2 * len(HOW))
+
+REFUSALS = {
+    r"lr=nan is out of range": "torch steps to NaN",
+    r"is not a number|is out of range": "torch looks at no range",
+    r"not possible .*torch.optim's own step": "an option of isostep beside what only torch steps",
+    r"share memory and one is not contiguous": "documented: make them one parameter",
+    r"has shape .* and the optimizer knows the parameter": "a gradient of another shape",
+}
+"""Where isostep may refuse what torch steps, and why."""
+
+
+class Pair:
+    """The two worlds.
+
+    Args:
+        line: numbers of class, option, dtype, how many parameters, and the seed.
+    """
+
+    def __init__(self, line: Line) -> None:
+        which, option, dtype, count, seed = line.numbers
+        names = [*CLASSES, "RMSprop"]
+        self.name = names[which]
+        arguments = CENTERED if which == len(CLASSES) else CLASSES[self.name]
+        self.option = OPTIONS[option]
+        loop = {} if self.name == "Adafactor" else {"foreach": False}
+        theirs, ours = getattr(torch.optim, self.name), getattr(isostep.torch, self.name)
+        self.theirs = World(lambda p: theirs(p, **arguments, **loop), seed)
+        self.ours = World(lambda p: ours(p, **arguments, **self.option.arguments, **loop), seed)
+        for w in self.worlds:
+            w.begin([w.new_param(seed + n, DTYPES[dtype], (seed + n) % 7) for n in range(1 + count)])
+
+    @property
+    def worlds(self) -> tuple[World, World]:
+        return self.theirs, self.ours
+
+    def do(self, line: Line) -> None:
+        """An edit, or a step."""
+        i, k = line.numbers
+        if line.what == "step":
+            self._give(i, k)
+            self._step(HOW.get(k // 2, _plain))
+        else:
+            self._step(lambda w: EDITS[line.what](w, i, k), stepping=False)
+
+    def _give(self, i: int, k: int) -> None:
+        name = list(KINDS)[i % len(KINDS)]
+        if name in PAST_CHECKS and self.option.arguments:
+            name = "dense"  # what stands for an option would put it in its place again
+        for w in self.worlds:
+            give(w, name, k)
+
+    # -- one edit or step of both ----------------------------------------------------------------
+
+    def _step(self, act: Callable[[World], None], stepping: bool = True) -> None:
+        theirs, ours = self.worlds
+        self._torch_can(act)
+        before, was = ours.snapshot(), theirs.snapshot()
+        ran = _Steps(theirs, self.option)
+        with ran:
+            a = _outcome(act, theirs)
+        b = _outcome(act, ours)
+        if isinstance(a, Stop | Nothing) or isinstance(b, Stop | Nothing):
+            assert type(a) is type(b), (a, b)
+        elif b is not None and a is None:
+            self._refused(b, before)
+            was.back(theirs)
+        elif b is not None:
+            changed = before.changed(ours) if stepping else ""
+            assert not changed, f"{b!r} changed {changed}"
+            if stepping:
+                was.back(theirs)
+        if a is None and b is None:
+            self._compare(ran)
+        self._follow()
+
+    def _torch_can(self, act: Any) -> None:
+        for p in self.theirs.stepped:
+            assert readable(p), "torch itself would end the process"
+
+    def _refused(self, error: BaseException, before: Snapshot) -> None:
+        text = f"{type(error).__name__}: {error}"
+        assert any(re.search(known, text) for known in REFUSALS), f"refused: {text}"
+        changed = before.changed(self.ours)
+        assert not changed, f"{text!r} changed {changed}"
+
+    def _compare(self, ran: _Steps) -> None:
+        theirs, ours = self.worlds
+        for k, (p, q) in enumerate(zip(theirs.params, ours.params, strict=True)):
+            held, mine = theirs.optimizer.state.get(p, {}), ours.optimizer.state.get(q, {})
+            held = {key: value for key, value in held.items() if value is not None}
+            assert held.keys() == mine.keys(), (k, held.keys(), mine.keys())
+            right = ran.right(p)
+            self._same(f"parameter {k}", p, q, right.get("param"), ran)
+            for key, value in held.items():
+                self._same(f"{key} of {k}", value, mine[key], right.get(key), ran)
+        a, b = (
+            [{k: v for k, v in g.items() if k != "params"} for g in w.groups] for w in self.worlds
+        )
+        assert a == b, (a, b)
+
+    def _same(self, what: str, a: Any, b: Any, right: Any, ran: _Steps) -> None:
+        """Whether isostep's tensor is right: torch's bits where no step was taken, and else the
+        numbers of float64 in the dtype that torch's has."""
+        if not isinstance(a, Tensor):
+            assert a == b, (what, a, b)
+            return
+        assert a.shape == b.shape, (what, a.shape, b.shape)
+        assert a.dtype == b.dtype, (what, a.dtype, b.dtype)
+        assert a.device == b.device, (what, a.device, b.device)
+        if not readable(b):
+            return
+        if not ran.count or self.ours.optimizer.ran == ["torch.optim"]:
+            assert same_bits(a, b), (what, a, b)
+            return
+        once = isinstance(right, Tensor) and right.shape == b.shape
+        x, y = dense(right if once else a).to(_wide(b)), dense(b).to(_wide(b))
+        assert bool((x.isnan() == y.isnan()).all()), (what, x, y)
+        finite = x[x.isfinite()].abs()
+        scale = max(1.0, float(finite.max())) if finite.numel() else 1.0
+        stored = EPS[b.dtype] * x.abs() + SMALLEST[b.dtype]
+        arithmetic = TOLERANCE * (EPS.get(b.dtype, 0) if b.dtype == torch.float64 else 2.0**-24)
+        bound = stored + arithmetic * scale if once else TOLERANCE * EPS[b.dtype] * scale
+        far = ~x.isnan() & (x != y) & ~((x - y).abs() <= bound)
+        over = x.abs() > torch.finfo(b.dtype).max  # what float64 holds and the dtype does not
+        far &= ~(over & y.isinf())
+        assert not bool(far.any()), (what, x[far][:3], y[far][:3], scale)
+
+    def _follow(self) -> None:
+        """torch's world takes isostep's values over, and what its states are made of."""
+        theirs, ours = self.worlds
+        for p, q in zip(theirs.params, ours.params, strict=True):
+            if readable(q):
+                with torch.no_grad():
+                    p.detach().copy_(q.detach())
+            held, mine = theirs.optimizer.state.get(p, {}), ours.optimizer.state.get(q, {})
+            for key in held.keys() - mine.keys():
+                del held[key]
+            for key, value in mine.items():
+                old = held.get(key)
+                if isinstance(old, Tensor) and (old.shape, old.dtype) == (value.shape, value.dtype):
+                    old.detach().copy_(value)
+                else:
+                    theirs.optimizer.state[p][key] = copy.deepcopy(value)
+
+
+TOLERANCE = 4096.0
+"""Roundings, in units of the last place of numbers near 1. A step is at most some 16 operations
+on numbers below 8, of which a division by an epsilon of 1/8 or more, times a rate of 1/4 and
+powers up to 1/0.25 of the bias corrections, passes on 32 times its operands' error."""
+
+
+class _Steps:
+    """Inside it torch's steps are preceded by what stands for isostep's option, and counted."""
+
+    def __init__(self, world: World, option: Option) -> None:
+        self._world, self._option = world, option
+        self.count = 0
+        self._kept: list[Any] = []
+        self._reference: Reference | None = None
+
+    def __enter__(self) -> None:
+        self._handle = register_optimizer_step_pre_hook(self._before)
+        self._after = register_optimizer_step_post_hook(self._behind)
+
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._world.optimizer:  # the reference
+            return
+        self.count += 1
+        with torch.no_grad():
+            try:
+                self._reference = Reference(optimizer, type(optimizer), self._option.before)
+            except Exception:  # as in a step of torch itself, if that is no good either
+                self._reference = None
+            self._kept = [(p, p.grad) for p in _grads(optimizer)]
+            if self._option.arguments:
+                for p, grad in self._kept:
+                    p.grad = dense(grad).clone()
+            if not self._option.before(optimizer):
+                for p, _ in self._kept:
+                    p.grad = None
+
+    def right(self, p: Any) -> dict[str, Any]:
+        """The right numbers of a parameter and its slots, by name; none for several steps."""
+        if self._reference is None or self.count != 1 or p not in self._reference.params:
+            return {}
+        return {"param": self._reference.params[p], **self._reference.slots(p)}
+
+    def _behind(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for p, grad in self._kept:
+            p.grad = grad
+
+    def __exit__(self, *raised: object) -> None:
+        self._handle.remove()
+        self._after.remove()
+        self._behind(None, None, None)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def _outcome(act: Callable[[World], None], world: World) -> BaseException | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            act(world)
+    except Exception as error:
+        return error
+    return None
