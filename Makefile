@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench peers lint clean
+RUNS ?= 2000
+
+.PHONY: demo test fuzz bench peers lint clean
 
 demo: .venv/.demo
 	$(BIN)/isostep race
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Random edits between steps: RUNS of each stateful test, other ones each time.
+fuzz: .venv/.dev
+	ISOSTEP_FUZZ=$(RUNS) $(BIN)/python -m pytest -n 2 --dist loadfile -m fuzz
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks

@@ -73,6 +73,11 @@ def read(path: Path) -> list[Line]:
     return [Line(what, tuple(numbers)) for what, *numbers in lines]
 
 
+def write(path: Path, lines: Iterable[Line]) -> None:
+    """Write a trace."""
+    path.write_text("".join(f"{json.dumps([line.what, *line.numbers])}\n" for line in lines))
+
+
 def replay(make: Callable[[Line], Pair], lines: Sequence[Line]) -> None:
     """Do again what a trace says; its first line makes the pair."""
     pair = make(lines[0])
@@ -81,7 +86,11 @@ def replay(make: Callable[[Line], Pair], lines: Sequence[Line]) -> None:
 
 
 def machine(
-    make: Callable[[Line], Pair], first: Sequence[int], edits: Iterable[str], steps: int, trace: Trace
+    make: Callable[[Line], Pair],
+    first: Sequence[int],
+    edits: Iterable[str],
+    steps: int,
+    trace: Trace,
 ) -> type[RuleBasedStateMachine]:
     """A state machine over the edits.
 
@@ -116,7 +125,9 @@ def machine(
     return type("Machine", (RuleBasedStateMachine,), body)
 
 
-def main(make: Callable[[Line], Pair], first: Sequence[int], edits: Iterable[str], steps: int) -> None:
+def main(
+    make: Callable[[Line], Pair], first: Sequence[int], edits: Iterable[str], steps: int
+) -> None:
     """What a worker does: `RUNS TRACE` runs the machine, `replay TRACE` one trace."""
     faulthandler.enable()
     command, path = sys.argv[1:3]
@@ -139,7 +150,7 @@ def main(make: Callable[[Line], Pair], first: Sequence[int], edits: Iterable[str
     )
 
 
-def check(worker: str, count: int, folder: Path, *arguments: str) -> None:
+def check(worker: str, count: int, folder: Path) -> None:
     """Run a worker in a process of its own, and fail with the trace of the run that failed.
 
     Args:
@@ -148,15 +159,32 @@ def check(worker: str, count: int, folder: Path, *arguments: str) -> None:
         folder: where the trace is kept.
     """
     path = folder / "trace"
-    done = subprocess.run(
-        [sys.executable, "-m", worker, str(count), str(path), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = _run(worker, str(count), path)
+    if done.returncode >= 0:
+        assert done.returncode == 0, f"{path.read_text()}\n{done.stdout}\n{done.stderr[-8000:]}"
+        return
+    # Nobody was left to shrink what ended the process.
+    lines = _shrunk(worker, read(path), folder / "shorter")
+    text = "\n".join(json.dumps([line.what, *line.numbers]) for line in lines)
+    raise AssertionError(
+        f"{worker} was ended by signal {-done.returncode}; it is, too, by\n{text}\n"
+        f"{done.stderr[-8000:]}"
     )
-    if done.returncode:
-        raise AssertionError(
-            f"{worker} ended with {done.returncode} after\n{path.read_text()}\n"
-            f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-        )
+
+
+def _run(worker: str, command: str, path: Path) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", worker, command, str(path)]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _shrunk(worker: str, lines: list[Line], path: Path) -> list[Line]:
+    """What still ends a process, without the lines that are not needed for it."""
+    at = 1
+    while at < len(lines):
+        shorter = lines[:at] + lines[at + 1 :]
+        write(path, shorter)
+        if _run(worker, "replay", path).returncode < 0:
+            lines = shorter
+        else:
+            at += 1
+    return lines

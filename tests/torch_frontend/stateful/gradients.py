@@ -181,7 +181,9 @@ def zero(w: World, p: Any) -> Any:
 
 @kind
 def of_another_dtype(w: World, p: Any) -> Any:
-    return After(values(w, p), lambda g: g.to(torch.float32 if p.dtype != torch.float32 else torch.float64))
+    return After(
+        values(w, p), lambda g: g.to(torch.float32 if p.dtype != torch.float32 else torch.float64)
+    )
 
 
 @kind

@@ -210,7 +210,9 @@ class Pair:
         self.theirs = World(lambda p: theirs(p, **arguments, **loop), seed)
         self.ours = World(lambda p: ours(p, **arguments, **self.option.arguments, **loop), seed)
         for w in self.worlds:
-            w.begin([w.new_param(seed + n, DTYPES[dtype], (seed + n) % 7) for n in range(1 + count)])
+            w.begin(
+                [w.new_param(seed + n, DTYPES[dtype], (seed + n) % 7) for n in range(1 + count)]
+            )
 
     @property
     def worlds(self) -> tuple[World, World]:

@@ -23,9 +23,7 @@ class Reference:
         before: what is done to the gradients first; False if there is no step.
     """
 
-    def __init__(
-        self, optimizer: Any, kind: type[Any], before: Callable[[Any], bool]
-    ) -> None:
+    def __init__(self, optimizer: Any, kind: type[Any], before: Callable[[Any], bool]) -> None:
         self._memory: dict[Any, Tensor] = {}
         self.params: dict[Any, Tensor] = {}
         groups: list[dict[str, Any]] = []
@@ -67,7 +65,9 @@ class Reference:
         storage = tensor.untyped_storage()
         key = (storage.data_ptr(), tensor.dtype) if tensor.numel() else id(tensor)
         if key not in self._memory:
-            self._memory[key] = torch.empty(0, dtype=tensor.dtype).set_(storage).to(dtype, copy=True)
+            self._memory[key] = (
+                torch.empty(0, dtype=tensor.dtype).set_(storage).to(dtype, copy=True)
+            )
         return self._memory[key].as_strided(
             tensor.size(), tensor.stride(), tensor.storage_offset() if tensor.numel() else 0
         )

@@ -149,7 +149,9 @@ class Snapshot:
         self.grads = [(p, p.grad, _copy(p.grad)) for p in world.params]
         self.state = {p: dict(held) for p, held in state.items() if held}
         self.slots = [
-            (p, key, value, _copy(value)) for p, held in state.items() for key, value in held.items()
+            (p, key, value, _copy(value))
+            for p, held in state.items()
+            for key, value in held.items()
         ]
 
     def changed(self, world: World) -> str:
@@ -181,11 +183,12 @@ class Snapshot:
         with torch.no_grad():
             for p, before in self.params:
                 p.detach().copy_(before)
-            for p, key, value, before in self.slots:
+            for _, _, value, before in self.slots:
                 if isinstance(value, Tensor):
                     value.detach().copy_(before)
-            for p, grad, before in self.grads:
-                p.grad = grad
+            for p, grad, _ in self.grads:
+                if p.grad is not grad:
+                    p.grad = grad
         state = world.optimizer.state
         state.clear()
         state.update({p: dict(held) for p, held in self.state.items()})
