@@ -1,8 +1,8 @@
 """Exceptions at any place of a step: what every front-end is held to.
 
 A step is run again and again from the same start, and each time an exception strikes at another
-place: between two instructions of any Python code that the step runs. What is left must be the
-state before the step or the state after it, bit for bit; and the next steps go on from there.
+place: between two instructions of the package's code. What is left must be the state before the
+step or the state after it, bit for bit; and the next steps go on from there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import isostep
 
 
 class Struck(BaseException):
@@ -26,11 +30,11 @@ class Training:
     """An optimizer in the middle of its work.
 
     Args:
-        step: takes one step with gradients that depend only on how many steps were taken.
+        step: takes one step, with gradients that belong to the number of steps before it.
         snapshot: everything that a step changes, as bytes by name.
     """
 
-    step: Callable[[], Any]
+    step: Callable[[int], Any]
     snapshot: Callable[[], dict[str, bytes]]
 
 
@@ -52,13 +56,18 @@ def by_handler() -> None:
 WAYS = {"exception": by_exception, "ctrl-c": by_signal, "timeout": by_handler}
 
 
+HERE = str(Path(isostep.__file__).parent)
+
+
 class _Tracer:
-    """Counts the instructions that a call runs, and strikes at one of them."""
+    """Counts the instructions of the package that a call runs, and strikes at one of them."""
 
     def __init__(self, at: int | None, strike: Callable[[], None]) -> None:
         self.seen, self._at, self._strike = 0, at, strike
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(HERE):
+            return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
             self.seen += 1
@@ -69,7 +78,7 @@ class _Tracer:
 
 
 def instructions(call: Callable[[], Any], at: int | None, strike: Callable[[], None]) -> int:
-    """How many instructions `call` runs, or ran until it was struck.
+    """How many instructions of the package `call` runs, or ran until it was struck.
 
     Args:
         at: the number of the instruction to strike at; None: none.
@@ -104,43 +113,46 @@ def check(make: Callable[[], Training], steps: int, count: int, seed: int = 0) -
     """
     expected: list[dict[str, bytes]] = []
     whole = make()
-    for _ in range(steps + 3):
+    for taken in range(steps + 3):
         expected.append(whole.snapshot())
-        whole.step()
+        whole.step(taken)
     expected.append(whole.snapshot())
 
     measured = _after(make, steps)
-    length = instructions(measured.step, None, by_exception)
+    length = instructions(partial(measured.step, steps), None, by_exception)
     handler = signal.getsignal(signal.SIGALRM)
     signal.signal(signal.SIGALRM, lambda *_: by_exception())
     try:
         for k, place in enumerate(_places(length, count, seed)):
             name = list(WAYS)[k % len(WAYS)]
-            _strike(_after(make, steps), place, name, expected[steps:])
+            _strike(_after(make, steps), steps, place, name, expected)
     finally:
         signal.signal(signal.SIGALRM, handler)
 
 
 def _after(make: Callable[[], Training], steps: int) -> Training:
     training = make()
-    for _ in range(steps):
-        training.step()
+    for taken in range(steps):
+        training.step(taken)
     return training
 
 
-def _strike(training: Training, place: int, way: str, expected: list[dict[str, bytes]]) -> None:
+def _strike(
+    training: Training, steps: int, place: int, way: str, expected: list[dict[str, bytes]]
+) -> None:
     handler = signal.getsignal(signal.SIGINT)
     where = f"instruction {place}, {way}"
     # Libraries turn what is raised within them into errors of their own.
     with contextlib.suppress(BaseException):
-        instructions(training.step, place, WAYS[way])
+        instructions(partial(training.step, steps), place, WAYS[way])
     assert signal.getsignal(signal.SIGINT) is handler, where
     left = training.snapshot()
-    done = left == expected[1]
-    assert done or left == expected[0], f"{where}: {_changed(left, expected)}"
-    for known in expected[1 + done : 3 + done]:
-        training.step()
-        assert training.snapshot() == known, f"{where}, {'after' if done else 'before'} the step"
+    done = left == expected[steps + 1]
+    assert done or left == expected[steps], f"{where}: {_changed(left, expected)}"
+    for taken in range(steps + done, steps + done + 2):
+        training.step(taken)
+        after = "done" if done else "not begun"
+        assert training.snapshot() == expected[taken + 1], f"{where}, {after}"
 
 
 def _changed(left: dict[str, bytes], expected: list[dict[str, bytes]]) -> str:

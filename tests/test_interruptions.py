@@ -32,12 +32,12 @@ def training(rule: str, options: dict[str, Any], poisoned: bool = False) -> Trai
     }
     optimizer = isostep.Optimizer(rule, params, **options)
 
-    def step() -> None:
-        chance = np.random.default_rng(optimizer.iteration)
+    def step(taken: int) -> None:
+        chance = np.random.default_rng(taken)
         grads: dict[str, Any] = {n: chance.normal(size=p.shape) for n, p in params.items()}
-        if optimizer.iteration % 2:
+        if taken % 2:
             grads["vector"] = None
-        if poisoned and optimizer.skipped < optimizer.iteration:
+        if poisoned and taken % 2:
             grads["matrix"][0, 0] = np.inf
         optimizer.step(grads)
 
