@@ -323,7 +323,7 @@ def test_coefficients_are_read_at_run_time_so_that_100_rates_are_one_compilation
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ISOSTEP_CACHE_DIR", str(tmp_path))
-    machine_code.build.cache_clear()
+    machine_code._kernels.clear()
     p = {"p": np.ones(10, np.float32)}
     optimizer = BY_NAME["sgd-momentum"].optimizer(p)
     before = machine_code.compilations

@@ -47,20 +47,38 @@ def call_at(typingctx, function, argument):
     return types.int64(types.int64, types.int64), codegen
 
 
-def _stack(element, bits_type):
+_APART = "isostep_apart"
+
+
+def _apart(module):
+    """A function that returns its argument as a pointer which nothing else points into.
+
+    Saying so is all that it is for: loops over memory known to lie apart go to the vector unit
+    without asking. Inlined, it would say nothing.
+    """
+    word, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(module, ir.FunctionType(pointer, [word]), _APART)
+    if function.is_declaration:
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        function.return_value.add_attribute("noalias")
+        builder = ir.IRBuilder(function.append_basic_block())
+        builder.ret(builder.inttoptr(function.args[0], pointer))
+    return function
+
+
+def _scratch(element):
     @intrinsic
-    def stack(typingctx, length):
-        """Room for `length` (a literal) elements on the stack, for the time of the call."""
-        if not isinstance(length, types.IntegerLiteral):
-            return None
+    def scratch(typingctx, address):
+        """The address as a pointer to elements that are reached through this pointer only."""
 
         def codegen(context, builder, signature, args):
-            size = ir.Constant(ir.IntType(64), length.literal_value)
-            return cgutils.alloca_once(builder, bits_type, size=size)
+            pointer = builder.call(_apart(builder.module), args)
+            return builder.bitcast(pointer, context.get_value_type(signature.return_type))
 
-        return types.CPointer(element)(length), codegen
+        return types.CPointer(element)(types.int64), codegen
 
-    return stack
+    return scratch
 
 
 def _unary(name, argument, result, emit):
@@ -167,5 +185,5 @@ to_float16 = _unary("to_float16", types.float32, types.uint16, _to_float16)
 widen = _unary("widen", types.float32, types.float64, lambda b, x: b.fpext(x, _F64))
 narrow = _unary("narrow", types.float64, types.float32, lambda b, x: b.fptrunc(x, _F32))
 
-float32_stack = _stack(types.float32, _F32)
-float64_stack = _stack(types.float64, _F64)
+float32_scratch = _scratch(types.float32)
+float64_scratch = _scratch(types.float64)

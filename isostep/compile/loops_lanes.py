@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from isostep.compile.layout import LANES, LANES_CHUNK
+from isostep.compile.arrays import DTYPE_BYTES
+from isostep.compile.layout import ALIGNMENT, LANES, LANES_CHUNK
 from isostep.compile.pass_writer import PassWriter
 from isostep.compile.trace import Symbol
 
@@ -19,12 +20,12 @@ class LanesWriter(PassWriter):
 
     def write(self) -> None:
         w = self.w
-        self._function(f"pass_{self.number}", "chunks", LANES_CHUNK)
+        self._function(f"pass_{self.number}", "chunks", LANES_CHUNK, "low, high, scratch")
         rows, columns = self.shape
         w.line(f"rows, columns = {rows}, {columns}")
         for name in [*self._element_names(), *self._names_of("row"), *self._names_of("column")]:
             self._array(name, "0")
-        self._make_room()
+        self._divide_scratch()
         self._zero("tensor")
         with w.block(f"for block in range(first_batch, end_batch, {LANES}):"):
             w.line(f"lanes = min({LANES}, end_batch - block)")
@@ -46,8 +47,26 @@ class LanesWriter(PassWriter):
         self._keep_tensor_sums()
         self._end()
 
-    def _make_room(self) -> None:
-        """Arrays on the stack, in the dtype of the arithmetic, with the lanes side by side."""
+    @property
+    def scratch(self) -> int:
+        return sum(self._aligned(length) for length in self._room().values())
+
+    def _divide_scratch(self) -> None:
+        """Point at each array in the scratch memory."""
+        offset = 0
+        for name, length in self._room().items():
+            self.w.line(f"{name} = {self.compute}_scratch(scratch + {offset})")
+            offset += self._aligned(length)
+
+    def _aligned(self, length: int) -> int:
+        """Bytes of an array of this length, up to where the next may begin."""
+        return -(-length * DTYPE_BYTES[self.compute] // ALIGNMENT) * ALIGNMENT
+
+    def _room(self) -> dict[str, int]:
+        """Arrays in the dtype of the arithmetic with the lanes side by side, and their lengths.
+
+        They do not lie on the stack: tens of kilobytes each, they are more than a small one has.
+        """
         blocks = [name for _, name in (*self._given("element"), *self._given("column"))]
         blocks += [name for name, _ in self._stores("element")]
         rows, columns = self.shape
@@ -55,9 +74,7 @@ class LanesWriter(PassWriter):
         kept = [*self._kept_per_matrix(), *self._kept_per_row()]
         room |= {f"{self._name(node)}_lanes": LANES for node in kept}
         room |= {f"{self._name(r)}_sums": LANES for r in self._sums("row")}
-        room |= {f"{self._name(r)}_sums": columns * LANES for r in self._sums("column")}
-        for name, length in room.items():
-            self.w.line(f"{name} = {self.compute}_stack({length})")
+        return room | {f"{self._name(r)}_sums": columns * LANES for r in self._sums("column")}
 
     def _kept_per_row(self) -> list[Symbol]:
         """Values per row that elements read."""

@@ -14,17 +14,21 @@ import importlib.util
 import linecache
 import platform
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from isostep.compile import cache
+from isostep.lock import Lock
 
 llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
 
-_lock = threading.RLock()
+_lock = Lock()
+_kernels: dict[str, Kernel] = {}
 _engines: list[Any] = []  # owners of loaded code: it lives as long as the process
+_DEEP = 16 << 20  # bytes of stack for the compiler, of which it uses what it needs
 compilations = 0
 """How many kernels this process has compiled, as opposed to found in the cache."""
 
@@ -37,7 +41,8 @@ class Kernel:
         source: the generated source.
         addresses: the address of each function by name, with the signature
             `void(char **args, size_t *counts, size_t *steps, void *context)`, where `args[0]`
-            points at the first and the end chunk.
+            points at what the function takes before `context`: the first and the end chunk, and
+            what else there is.
         compiled: whether this process compiled it (else it came from the cache).
     """
 
@@ -46,22 +51,53 @@ class Kernel:
     compiled: bool
 
 
-@functools.cache
 def build(source: str) -> Kernel:
     """The machine code of `source`, from memory, disk or compiler."""
-    with _lock:
-        return _build(source)
+    found = _kernels.get(source)
+    if found is None:
+        with _lock:
+            found = _kernels.get(source)
+            if found is None:
+                found = _kernels[source] = _on_deep_stack(lambda: _build(source))
+    return found
+
+
+def _on_deep_stack(work: Callable[[], Any]) -> Any:
+    """What `work` returns. LLVM recurses deeper than the stacks of small threads are, so only the
+    main thread does it itself."""
+    if threading.current_thread() is threading.main_thread():
+        return work()
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="isostep compiler", daemon=True)
+    before = threading.stack_size(_DEEP)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def _build(source: str) -> Kernel:
     global compilations
     name = cache.key(source, _environment())
-    functions = [n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
-    entries = {function: f"isostep_{name}_{function}" for function in functions}
+    functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    words = {f.name: len(f.args.args) for f in functions}
+    entries = {function: f"isostep_{name}_{function}" for function in words}
     code = cache.load(name)
     compiled = code is None
     if code is None:
-        code = _compile(source, entries)
+        code = _compile(source, entries, words)
         compilations += 1
         cache.save(name, code, source)
     engine = _load(code)
@@ -71,10 +107,14 @@ def _build(source: str) -> Kernel:
 
 def assemble(text: str, function: str) -> int:
     """The address of a function that is written in LLVM's own language."""
-    with _lock:
+
+    def work() -> int:
         module = llvm.parse_assembly(text)
         module.verify()
         return _load(_target().emit_object(module)).get_function_address(function)
+
+    with _lock:
+        return _on_deep_stack(work)
 
 
 @functools.cache
@@ -116,7 +156,7 @@ def _load(code: bytes) -> Any:
     return engine
 
 
-def _compile(source: str, entries: dict[str, str]) -> bytes:
+def _compile(source: str, entries: dict[str, str], words: dict[str, int]) -> bytes:
     numba: Any = importlib.import_module("numba")
     if numba.config.DISABLE_JIT:
         raise RuntimeError(
@@ -135,7 +175,7 @@ def _compile(source: str, entries: dict[str, str]) -> bytes:
         assert isinstance(python, FunctionType)
         # error_model: a checked division would keep loops from the vector unit.
         dispatcher: Any = numba.njit(
-            numba.types.void(word, word, word),
+            numba.types.void(*[word] * words[function]),
             error_model="numpy",
             fastmath={"contract"},
             no_cpython_wrapper=True,
@@ -144,7 +184,7 @@ def _compile(source: str, entries: dict[str, str]) -> bytes:
         (signature,) = dispatcher.signatures
         text = dispatcher.inspect_llvm(signature)
         inner = dispatcher.overloads[signature].fndesc.llvm_func_name
-        part = llvm.parse_assembly(text + _entry_point(entry, inner))
+        part = llvm.parse_assembly(text + _entry_point(entry, inner, words[function]))
         part.verify()
         if module is None:
             module = part
@@ -185,20 +225,25 @@ _FLUSH["AMD64"] = _FLUSH["x86_64"]
 _FLUSH["arm64"] = _FLUSH["aarch64"]
 
 
-def _entry_point(entry: str, inner: str) -> str:
+def _entry_point(entry: str, inner: str, words: int) -> str:
     before, after = _FLUSH.get(platform.machine(), ("", ""))
+    given = range(words - 1)
+    loads = "".join(
+        f"""
+  %at{k} = getelementptr i64, ptr %row, i64 {k}
+  %word{k} = load i64, ptr %at{k}"""
+        for k in given
+    )
+    passed = "".join(f"i64 %word{k}, " for k in given)
     return f"""
 define void @{entry}(ptr %args, ptr %counts, ptr %steps, ptr %context) {{
-  %bounds = load ptr, ptr %args
-  %low = load i64, ptr %bounds
-  %second = getelementptr i64, ptr %bounds, i64 1
-  %high = load i64, ptr %second
+  %row = load ptr, ptr %args{loads}
   %nothing = alloca ptr
   %trouble = alloca ptr
   %address = ptrtoint ptr %context to i64
 {before}
   %status = call i32 @"{inner}"(
-    ptr %nothing, ptr %trouble, i64 %low, i64 %high, i64 %address) noinline
+    ptr %nothing, ptr %trouble, {passed}i64 %address) noinline
 {after}
   ret void
 }}

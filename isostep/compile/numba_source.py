@@ -43,6 +43,25 @@ def write_module(
     w.line("from numpy import float32, float64")
     w.line()
     w.line("from isostep.compile.intrinsics import *")
-    for number, step in enumerate(plan.passes):
-        _WRITERS[layout](w, step, arrays, number, len(plan.passes), shape).write()
+    for writer in _writers(w, plan, arrays, layout, shape):
+        writer.write()
     return "\n".join(w.lines) + "\n"
+
+
+def scratch_bytes(
+    plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int]
+) -> int:
+    """Bytes of memory of its own that each call of a pass needs, at an address that is a multiple
+    of `ALIGNMENT`; 0: passes take no such address. Arguments as of `write_module`."""
+    writers = _writers(SourceWriter(), plan, arrays, layout, shape)
+    return max(writer.scratch for writer in writers)
+
+
+def _writers(
+    w: SourceWriter, plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int]
+) -> list[PassWriter]:
+    passes = plan.passes
+    return [
+        _WRITERS[layout](w, step, arrays, number, len(passes), shape)
+        for number, step in enumerate(passes)
+    ]

@@ -86,11 +86,18 @@ class PassWriter:
         """Write the functions of this pass."""
         raise NotImplementedError
 
-    def _function(self, name: str, table: str, words: tuple[str, ...]) -> None:
+    @property
+    def scratch(self) -> int:
+        """Bytes of memory of its own that each call of the pass needs."""
+        return 0
+
+    def _function(
+        self, name: str, table: str, words: tuple[str, ...], given: str = "low, high"
+    ) -> None:
         w = self.w
         w.line()
         w.line()
-        w.line(f"def {name}(low, high, context):")
+        w.line(f"def {name}({given}, context):")
         w.depth += 1
         reads = sorted({n.name for n in self.step.inputs if not n.is_host})
         w.line(f'"""Pass {self.number + 1} of {self.count}: reads {", ".join(reads) or "nothing"};')

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from isostep.commit import Progress
 from isostep.compile import layout as walk
 from isostep.compile import machine_code
-from isostep.compile.numba_source import write_module
+from isostep.compile.arrays import Array
+from isostep.compile.numba_source import scratch_bytes, write_module
 from isostep.compile.pass_writer import CONTEXT
+from isostep.compile.schedule import Schedule
 from isostep.engines import threads
 from isostep.engines.cohort import Cohort, Floats
 
@@ -55,13 +57,19 @@ class NativeRunner:
         # The first chunk of each tensor: chunks stand in the order of tensors.
         self._first_chunks = np.unique(self._chunks[:, 0], return_index=True)[1]
         self._bounds: dict[tuple[int, bool], Table] = {}
+        self._scratch_bytes = scratch_bytes(*self._form)
+        self._scratch: list[NDArray[np.uint8]] = []
         self._passes = [_PassTables(self, number) for number in range(len(cohort.schedule.passes))]
 
     @property
     def source(self) -> str:
         """The generated source."""
+        return write_module(*self._form, self.cohort.title)
+
+    @property
+    def _form(self) -> tuple[Schedule, list[Array], walk.Layout, tuple[int, int]]:
         c = self.cohort
-        return write_module(c.schedule, c.arrays, c.layout, c.shapes[0][1:], c.title)
+        return c.schedule, c.arrays, c.layout, c.shapes[0][1:]
 
     def refresh(self, name: str, addresses: Table) -> None:
         """Set the addresses of array `name`, one for each tensor."""
@@ -76,8 +84,17 @@ class NativeRunner:
         threads_now = threads.thread_count() if self.cohort.sizes.sum() >= SERIAL_BELOW else 1
         key = (threads_now, tasks)
         if key not in self._bounds:
-            self._bounds[key] = _cut(self._work(tasks), threads_now)
+            bounds = _cut(self._work(tasks), threads_now)
+            self._bounds[key] = self._with_scratch(bounds) if self._scratch_bytes else bounds
         return self._bounds[key]
+
+    def _with_scratch(self, bounds: Table) -> Table:
+        """The ranges, each with the address of scratch memory of its own."""
+        size = self._scratch_bytes
+        self._scratch.append(np.empty(len(bounds) * size + walk.ALIGNMENT, dtype=np.uint8))
+        first = -(-self._scratch[-1].ctypes.data // walk.ALIGNMENT) * walk.ALIGNMENT
+        places = first + size * np.arange(len(bounds))
+        return np.ascontiguousarray(np.column_stack([bounds, places]))
 
     def _work(self, tasks: bool) -> Floats:
         table = self._tasks if tasks else self._chunks

@@ -28,12 +28,14 @@ entry:
   %at3 = getelementptr i64, ptr %work, i64 3
   %at4 = getelementptr i64, ptr %work, i64 4
   %at5 = getelementptr i64, ptr %work, i64 5
+  %at6 = getelementptr i64, ptr %work, i64 6
   %number = load ptr, ptr %work
   %size = load ptr, ptr %at1
   %kernel = load ptr, ptr %at2
   %bounds = load ptr, ptr %at3
   %context = load ptr, ptr %at4
   %items = load i64, ptr %at5
+  %words = load i64, ptr %at6
   %own = call i32 %number()
   %team = call i32 %size()
   %first = sext i32 %own to i64
@@ -44,7 +46,7 @@ check:
   %more = icmp slt i64 %item, %items
   br i1 %more, label %body, label %done
 body:
-  %word = mul i64 %item, 2
+  %word = mul i64 %item, %words
   %row = getelementptr i64, ptr %bounds, i64 %word
   store ptr %row, ptr %slot
   call void %kernel(ptr %slot, ptr null, ptr null, ptr %context)
@@ -80,7 +82,7 @@ class Team:
         self, kernel: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
     ) -> None:
         """Call a kernel for each row of `bounds`; see `threads.run`."""
-        items = len(bounds)
-        words = [*self._asked, kernel, bounds.ctypes.data, context, items]
+        items, width = bounds.shape
+        words = [*self._asked, kernel, bounds.ctypes.data, context, items, width]
         work = (ctypes.c_int64 * len(words))(*words)
         call(self._parallel, [self._member], [ctypes.addressof(work)], [items], [0])

@@ -30,10 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isostep.engines import openmp
+from isostep.lock import Lock
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _entry = functools.cache(_Entry)
 _forked = False
+_loading = Lock()
 _team: openmp.Team | None = None
 
 
@@ -42,7 +44,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Pool:
@@ -98,6 +101,12 @@ def share(library: Path) -> None:
 
 @functools.cache
 def _pool() -> _Pool | None:
+    with _loading:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> _Pool | None:
     spec = importlib.util.find_spec("numba")
     if spec is None or spec.origin is None:
         return None
@@ -130,28 +139,28 @@ def run(
     context: int,
     call: Callable[..., None] = _at_once,
 ) -> None:
-    """Call the kernel at `address` for each row (first, end) of `bounds`, on as many threads.
+    """Call the kernel at `address` for each row (first, end, ...) of `bounds`, on as many threads.
 
     Args:
         address: a function as `compile.machine_code` loads it.
-        bounds: contiguous, of shape (items, 2).
+        bounds: contiguous, of shape (items, words): what the kernel takes before `context`.
         context: the address passed on to the kernel.
         call: calls a function of C for each row of some columns, as `commit.Progress.call` does.
     """
-    items = len(bounds)
+    items, stride = len(bounds), bounds.strides[0]
     if _team is not None and items > 1 and not _forked:
         _team.run(address, bounds, context, call)
         return
     start = int(bounds.ctypes.data)
     pool = _pool() if items > 1 and not _forked else None
     if pool is None:
-        rows = [ctypes.c_void_p(start + 16 * item) for item in range(items)]
+        rows = [ctypes.c_void_p(start + stride * item) for item in range(items)]
         at, nothing = list(map(ctypes.addressof, rows)), [None] * items
         call(_entry(address), at, nothing, nothing, [context] * items)
         return
     first = ctypes.c_void_p(start)
     counts = ctypes.c_size_t(items)
-    steps = ctypes.c_size_t(16)
+    steps = ctypes.c_size_t(stride)
     with pool.guard:
         call(
             pool.parallel_for,

@@ -1,0 +1,68 @@
+"""The lock of an optimizer: its steps, loads and edits come one after the other.
+
+An optimizer that two threads step at once would write one set of arrays, tables and counts from
+both. Every front-end takes this lock around whatever reads or writes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_Self = TypeVar("_Self", bound=Any)
+_T = TypeVar("_T")
+
+
+# Its `with` runs no Python code in which an exception could leave it held.
+_RLock: Any = type(threading.RLock())
+
+
+class Lock(_RLock):
+    """A re-entrant lock, for `with`.
+
+    It is no part of what holds it: a copy or a pickle of an optimizer has a lock of its own, which
+    nobody holds, and so has a forked child, where the threads that held locks are gone.
+    """
+
+    def __init__(self) -> None:
+        _made.add(self)
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
+
+    def __copy__(self) -> Lock:
+        return Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lock:
+        return Lock()
+
+
+def locked(
+    method: Callable[Concatenate[_Self, _P], _T],
+) -> Callable[Concatenate[_Self, _P], _T]:
+    """A method that runs under the `_lock` of its object."""
+
+    @functools.wraps(method)
+    def under_lock(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return under_lock
+
+
+_made: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lock in _made:
+        if not lock._is_owned():  # the thread that forks lives on, and lets go of its own
+            lock._at_fork_reinit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
