@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+import pickle
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
 import pytest
 
+import isostep
+from isostep.compile import machine_code
 from isostep.engines import threads
+from isostep.lock import Lock
 
 from .subprocesses import run
 from .table import BY_NAME, Config, named
@@ -83,6 +92,43 @@ def test_two_optimizers_may_step_in_two_python_threads_at_once() -> None:
     assert found == {f"{name}/{k}": bits for name, bits in expected.items() for k in range(2)}
 
 
+@pytest.mark.parametrize("engine", ["native", "array"])
+def test_threads_that_step_one_optimizer_take_turns(engine: Any) -> None:
+    """With others that read and set it: every count is a count of whole steps."""
+    steps, workers = 30, 3
+    params = {f"p{k}": np.zeros(50_000 if k < 3 else 7) for k in range(20)}
+    grads = {name: np.ones_like(p) for name, p in params.items()}
+    optimizer = isostep.SGD(params, lr=1.0, momentum=0.5, ema=0.5, engine=engine)
+    ready = threading.Barrier(2 * workers)
+
+    def step() -> None:
+        ready.wait()
+        for _ in range(steps):
+            optimizer.step(grads)
+
+    def look() -> None:
+        ready.wait()
+        while optimizer.iteration < steps * workers:
+            optimizer.set(lr=1.0)
+            state = optimizer.state_dict()
+            counts = {entry["step"] for entry in state["parameters"].values()}
+            assert counts == {state["iteration"]}
+            if state["iteration"]:
+                moments = [e["slots"]["momentum_buffer"] for e in state["parameters"].values()]
+                assert len(np.unique(np.concatenate(moments))) == 1
+            copy.deepcopy(optimizer).step(grads)
+
+    with ThreadPoolExecutor(2 * workers) as pool:
+        for done in [pool.submit(work) for work in [step, look] * workers]:
+            done.result(timeout=120)
+    assert optimizer.iteration == steps * workers
+    alone = {"p": np.zeros(1)}
+    twin = isostep.SGD(alone, lr=1.0, momentum=0.5, ema=0.5, engine=engine)
+    for _ in range(steps * workers):
+        twin.step({"p": np.ones(1)})
+    assert all((p == alone["p"]).all() for p in params.values())
+
+
 COLD = """
 import json, threading
 import numpy as np
@@ -108,6 +154,87 @@ def test_kernels_may_be_compiled_in_several_python_threads_at_once(tmp_path: obj
     """One thread imports Numba to compile while others ask it for the number of threads."""
     found = run(COLD, ISOSTEP_CACHE_DIR=str(tmp_path))
     assert found == {"errors": [], "sgd": [-9.0] * 3, "done": ["Adagrad", "SGD"]}
+
+
+def test_one_kernel_that_several_threads_ask_for_is_built_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def slowly(source: str) -> str:
+        asked.append(source)
+        time.sleep(0.05)
+        return source.upper()
+
+    monkeypatch.setattr(machine_code, "_build", slowly)
+    monkeypatch.setattr(machine_code, "_kernels", {})
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(machine_code.build, ["a"] * 8)) == ["A"] * 8
+    assert asked == ["a"]
+
+
+def test_what_fails_to_build_in_a_thread_fails_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str) -> None:
+        raise RuntimeError(source)
+
+    monkeypatch.setattr(machine_code, "_build", fail)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="a kernel"):
+        pool.submit(machine_code.build, "a kernel").result()
+
+
+def holding(lock: Lock) -> threading.Event:
+    """Have another thread hold a lock until the event is set."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            done.wait()
+
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+    return done
+
+
+def is_free(lock: Lock) -> bool:
+    found: list[bool] = []
+
+    def ask() -> None:
+        with lock:
+            found.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout=0.2)
+    return bool(found)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda lock: pickle.loads(pickle.dumps(lock))]
+)
+def test_the_copy_of_a_lock_is_free(duplicate: Callable[[Lock], Lock]) -> None:
+    lock = Lock()
+    done = holding(lock)
+    assert not is_free(lock)
+    assert is_free(duplicate(lock))
+    done.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_finds_locks_of_other_threads_free_and_keeps_its_own() -> None:
+    others, own = Lock(), Lock()
+    done = holding(others)
+    with own:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = 0 if is_free(others) and not is_free(own) else 2
+            finally:
+                os._exit(status)
+    done.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_half_imported_numba_does_not_stop_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from isostep.errors import (
     nearest,
 )
 from isostep.groups import Group, as_groups, assign
+from isostep.lock import Lock, locked
 from isostep.names import flatten
 from isostep.numpy.gradients import Gradients
 from isostep.numpy.params import checked_params
@@ -88,6 +89,7 @@ class Optimizer:
         engine: Engine = "native",
         **hyperparameters: Any,
     ) -> None:
+        self._lock = Lock()
         self._dialect = dialects.get(dialect)
         self._spelling = self._dialect.spelling(rule)
         self.rule = rule if isinstance(rule, Rule) else rules.get(self._spelling.rule)
@@ -146,11 +148,13 @@ class Optimizer:
 
     # -- copies ----------------------------------------------------------------------------------
 
+    @locked
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An optimizer of copied parameters, which `copy.deepcopy((params, optimizer))` returns."""
         old = self._stepper
         twin = object.__new__(type(self))
         twin.__dict__ |= self.__dict__
+        twin._lock = Lock()
         groups = [replace(group, values=dict(group.values)) for group in old.groups]
         twin._stepper = new = Stepper(
             old.rule, old.dialect, old.spelling, groups, old.options, cast(Engine, old.engine)
@@ -174,6 +178,7 @@ class Optimizer:
 
     # -- stepping --------------------------------------------------------------------------------
 
+    @locked
     def step(self, grads: Any, *, loss_scale: float = 1.0) -> Report | None:
         """Update all parameters in place.
 
@@ -237,14 +242,17 @@ class Optimizer:
         """
         if self._stepper.options.ema is None:
             raise HyperparameterError("there are no averages: make the optimizer with ema=...")
-        kept = [leaf.array.copy() for leaf in self._stepper.leaves]
+        with self._lock:
+            kept = [leaf.array.copy() for leaf in self._stepper.leaves]
         try:
-            for leaf in self._stepper.leaves:
-                leaf.array[...] = leaf.view(leaf.arrays["average"]).astype(leaf.array.dtype)
+            with self._lock:
+                for leaf in self._stepper.leaves:
+                    leaf.array[...] = leaf.view(leaf.arrays["average"]).astype(leaf.array.dtype)
             yield
         finally:
-            for leaf, array in zip(self._stepper.leaves, kept, strict=True):
-                leaf.array[...] = array
+            with self._lock:
+                for leaf, array in zip(self._stepper.leaves, kept, strict=True):
+                    leaf.array[...] = array
 
     # -- hyperparameters -------------------------------------------------------------------------
 
@@ -265,6 +273,7 @@ class Optimizer:
             )
         super().__setattr__(name, value)
 
+    @locked
     def set(self, group: str | None = None, /, **hyperparameters: Any) -> None:
         """Change hyperparameters from the next step on.
 
@@ -340,6 +349,7 @@ class Optimizer:
         """Bytes of all slots, averages and master copies."""
         return self._stepper.state_bytes
 
+    @locked
     def slots(self, name: str) -> dict[str, AnyArray]:
         """The arrays kept for parameter `name`: live views, in the parameter's axis order.
 
@@ -352,6 +362,7 @@ class Optimizer:
         kept = self._stepper.kept(leaf)
         return {slot: leaf.view(array, self._stepper.per(slot)) for slot, array in kept.items()}
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, by parameter name; arrays are copies.
 
@@ -376,6 +387,7 @@ class Optimizer:
             },
         }
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. Hyperparameters stay as this optimizer was made with.
 
@@ -459,6 +471,7 @@ class Optimizer:
 
     # -- looking in ------------------------------------------------------------------------------
 
+    @locked
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter.
 
@@ -466,6 +479,7 @@ class Optimizer:
         """
         return self._stepper.plan(self._own_dtypes())
 
+    @locked
     def source(self) -> str:
         """The generated source of the kernels that a step runs."""
         runners = self._stepper.prepare(self._own_dtypes()).runners
