@@ -1,17 +1,19 @@
 """An optimizer's groups, tensors and state, bound to a stepper.
 
-A binding is made when a step needs it and thrown away when something it stands on is replaced: a
-group is added, a state is loaded or edited, a parameter's memory moves. What may change at any step
-(any hyperparameter, which parameters have gradients, where the gradients lie) it looks at in every
-step.
+A binding is made whole when a step needs it and thrown away when something it stands on is not what
+it was: parameters in the groups, entries of the state, any tensor's memory, a hyperparameter that
+selects code. What may change at any step (numbers, which parameters have gradients, where the
+gradients lie) it looks at in every step. Nothing that users see is written before the kernels: a
+slot of zeros would look like a step that there was not.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _device_dtype_check_for_fused as check_fused
@@ -24,69 +26,74 @@ from isostep.plan import Plan
 from isostep.report import Report
 from isostep.rules import Rule
 from isostep.stepper import Engine, Options, Stepper
-from isostep.torch.addresses import addresses
+from isostep.torch import watch
+from isostep.torch.counts import StepCounts, find
 from isostep.torch.gradients import Gradients
 from isostep.torch.hyper import Hyperparameters
 from isostep.torch.lazy import RowRunners
 from isostep.torch.masters import Masters
+from isostep.torch.members import Groups, Kept, Members
 from isostep.torch.namespace import TorchNamespace
 from isostep.torch.options import Extras
-from isostep.torch.overlap import layers
-from isostep.torch.slots import StateTensors, StepCounts, unkept
-from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, stand_in
-
-_dtype = operator.attrgetter("dtype")
+from isostep.torch.overlap import Stretches, check_apart, layers
+from isostep.torch.own_step import odd
+from isostep.torch.slots import MASTER, StateTensors, kept_of, unkept
+from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, oddity, stand_in
 
 
 class Binding:
-    """A stepper over the parameters of one optimizer.
+    """A stepper over those parameters of an optimizer that have had a gradient.
 
     Args:
         rule: the mathematics.
         extras: the options that torch.optim does not have.
-        groups, state: the optimizer's own, read and written in place.
+        groups, state: the optimizer's own.
         keeps_step: whether torch's class keeps a `step` for each parameter.
-        iteration: how many steps the optimizer has had.
+        before: the stepper, or what counts for it, that the last step was of.
         dry: take all parameters in and allocate nothing, for a plan.
+
+    Raises:
+        NotOurs: a step of these is torch.optim's own.
+        HyperparameterError, ParameterError, StateError: a value, parameter or state is refused.
+        KeyError: a group lacks a hyperparameter.
     """
 
     def __init__(
         self,
         rule: Rule,
         extras: Extras,
-        groups: list[dict[str, Any]],
+        groups: Groups,
         state: Any,
         keeps_step: bool,
-        iteration: int,
+        before: Any,
         dry: bool = False,
     ) -> None:
-        self.groups, self.state = groups, state
-        self._params: list[torch.Tensor] = [p for group in groups for p in group["params"]]
-        self._names = _names(groups)
-        self._group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
+        self.members = Members(groups)
+        self._extras, self._rule, self._state = extras, rule, state
         self._differentiable = _differentiable(groups)
-        self.engine: Engine = choose_engine(self._params, self._differentiable)
+        self.engine: Engine = choose_engine(self.members.params, self._differentiable)
         self._check(extras)
         self._hyper = Hyperparameters(rule, extras)
         self._seen = self._hyper.raw(groups)
+        self._settings = groups
+        self._places = self._taken(state, dry)
+        self._here = [self.members.params[k] for k in self._places]
+        self._names = [self.members.names[k] for k in self._places]
+        here = set(self._places)
+        self._others = [p for k, p in enumerate(self.members.params) if k not in here]
         slots = self._hyper.torch.slots
-        by_name = dict(zip(self._names, self._params, strict=True))
-        self._kept = StateTensors(state, slots, by_name, self.engine)
-        self._counts = StepCounts(state, keeps_step, slots, self._kept.own)
-        self._keeps_step = keeps_step
-        self.stepper = self._make_stepper(rule, extras, dry)
-        self.stepper.iteration = iteration
-        self._grads = Gradients(self.stepper, self.engine, rule.name)
-        self._rows = RowRunners(self.stepper) if extras.lazy else None
+        by_name = dict(zip(self._names, self._here, strict=True))
+        self._tensors = StateTensors(state, slots, by_name, self.engine)
+        self._counts: StepCounts | None = None
+        self._kept: Kept | None = None
         self._masters = Masters()
-        # The leaves of the stepper: parameters in the order in which they got a gradient.
-        self._places: list[int] = []
-        self._here: list[torch.Tensor] = []
-        self._where = addresses([])
-        self._dtypes: list[torch.dtype] = []
-        self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
-        if dry:
-            self._take(list(range(len(self._params))), dry=True)
+        self.stepper = self._make_stepper(groups, unkept if dry else self._tensors)
+        self.stepper.iteration, self.stepper.skipped = before.iteration, before.skipped
+        self.odd = ""
+        """What makes a dry binding's parameters torch's own to step."""
+        self._take(groups, keeps_step, dry)
+        if not dry:
+            self._look()
 
     def _check(self, extras: Extras) -> None:
         if extras.lazy and self.engine != "native":
@@ -94,8 +101,8 @@ class Binding:
                 "lazy=True needs parameters on the CPU and differentiable=False"
             )
 
-    def _make_stepper(self, rule: Rule, extras: Extras, dry: bool) -> Stepper:
-        hyper = self._hyper
+    def _make_stepper(self, groups: Groups, allocate: Any) -> Stepper:
+        hyper, extras = self._hyper, self._extras
         options = Options(
             clip=extras.clip,
             ema=extras.ema,
@@ -106,96 +113,158 @@ class Binding:
             state_dtype=extras.slot_dtypes(hyper.torch.slots),
             report=extras.report,
         )
-        allocate = unkept if dry else self._kept
-        groups = hyper.groups(self.groups)
         return Stepper(
-            rule,
+            self._rule,
             extras.style,
             hyper.style,
-            groups,
+            hyper.groups(groups),
             options,
             self.engine,
             allocate,
             TorchNamespace(),  # pyright: ignore[reportArgumentType]
         )
 
+    # -- taking parameters in --------------------------------------------------------------------
+
+    def _taken(self, state: Any, dry: bool) -> list[int]:
+        """The places of the parameters to be stepped: those with a gradient, as in torch, and those
+        whose average goes on without one."""
+        averages = self._extras.ema is not None
+        return [
+            k
+            for k, p in enumerate(self.members.params)
+            if dry or p.grad is not None or (averages and "average" in kept_of(state, p))
+        ]
+
+    def _take(self, groups: Groups, keeps_step: bool, dry: bool) -> None:
+        for param, name in zip(self._here, self._names, strict=True):
+            why = oddity(param)
+            self.odd = self.odd or why
+            if why and not dry:
+                raise odd(f"parameter {name!r}", why)
+            check_steppable(param, name, self._rule.name)
+        steps = [0] * len(self._here) if dry else self._steps(keeps_step)
+        for place, param, count in zip(self._places, self._here, steps, strict=True):
+            if not count and groups[self.members.group_of[place]].get("fused"):
+                check_fused(param)  # which torch does at the first step
+        for place, param, count in zip(self._places, self._here, steps, strict=True):
+            self._add(place, param, int(count))
+        if self.engine == "native":
+            layers(self.stepper.leaves, self._places)
+
+    def _add(self, place: int, param: torch.Tensor, count: int) -> None:
+        name, group = self.members.names[place], self.members.group_of[place]
+        if self.engine == "native" and not oddity(param):
+            self.stepper.add(name, numpy_view(param), group, count)
+            return
+        own = Held(param)
+        leaf = self.stepper.add(name, stand_in(param), group, count, own)
+        if not leaf.in_order:
+            own.tensor = param.permute(leaf.order)
+
+    def _steps(self, keeps_step: bool) -> Any:
+        """How many steps the state says that each parameter has had.
+
+        Where torch counts none, what matters is whether there was a step at all, and the slots show
+        that.
+        """
+        pairs = list(zip(self._here, self._names, strict=True))
+        if keeps_step:
+            found = [find(kept_of(self._state, param), param, name) for param, name in pairs]
+            for name, tensor in zip(self._names, found, strict=True):
+                self._tensors.put(name, "step", tensor)
+            self._counts = StepCounts(found, self._names)
+            return self._counts.steps
+        keys = self._hyper.torch.slots.values()
+        kept = [kept_of(self._state, param) for param in self._here]
+        return [any(isinstance(k.get(key), torch.Tensor) for key in keys) for k in kept]
+
+    def _look(self) -> None:
+        """Get ready to see what a step is to look at."""
+        kept, extras = self._tensors.found, self._extras
+        check_apart(kept, self._here)
+        written = [*self._here, *kept.values()]
+        self._same = watch.tensors(written)
+        self._grads = Gradients(self.stepper, self._here, Stretches(written), self._rule.name)
+        self._rows = RowRunners(self.stepper) if extras.lazy else None
+        self._ready: tuple[Any, list[Runner]] = ((), [])
+        self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
+        for name, param in zip(self._names, self._here, strict=True):
+            if (name, MASTER) in kept:
+                self._masters.add(param, kept[name, MASTER])
+
     # -- what may have been replaced since the last step -----------------------------------------
 
-    def stale(self, groups: list[dict[str, Any]], state: Any) -> bool:
-        """Whether this binding no longer fits the optimizer: a parameter's memory was replaced
-        (`model.to(...)`, `p.data = ...`), or its state was."""
+    def fits(self, groups: Groups, state: Any) -> bool:
+        """Whether a step can be made with this binding as it is."""
         return (
-            groups is not self.groups
-            or state is not self.state
-            or self.outgrown(groups)
-            or not np.array_equal(addresses(self._here), self._where)
-            or list(map(_dtype, self._here)) != self._dtypes
-            or _differentiable(groups) != self._differentiable
-            or self._counts.edited()
-            or self._kept.replaced()
+            self.members.hold(groups)
+            and self._kept is not None
+            and self._kept.hold(state)
+            and self._same()
+            and _differentiable(groups) == self._differentiable
+            and all(map(operator.is_, map(_grad, self._others), itertools.repeat(None)))
+            and self._follow(groups)
         )
 
-    def outgrown(self, groups: list[dict[str, Any]]) -> bool:
-        """Whether the groups have more or fewer parameters than this binding."""
-        return sum([len(group["params"]) for group in groups]) != len(self._params)
-
-    def _refresh_groups(self) -> None:
-        """Follow edits of the param groups."""
-        raw = self._hyper.raw(self.groups)
+    def _follow(self, groups: Groups) -> bool:
+        """Follow edits of the numbers in the groups; False if they select other code."""
+        self._settings = groups
+        raw = self._hyper.raw(groups)
         if raw == self._seen:
-            return
-        new = self._hyper.groups(self.groups)
-        self._seen = raw
+            return True
+        new = self._hyper.groups(groups)
         live = self.stepper.groups
-        before = [self._hyper.code(g) for g in live]
+        if list(map(self._hyper.code, live)) != list(map(self._hyper.code, new)):
+            return False
         for old, now in zip(live, new, strict=True):
             old.values, old.maximize, old.decay = now.values, now.maximize, now.decay
-        if [self._hyper.code(g) for g in live] != before:
-            if not self._keeps_step:  # what counts is whether a slot is there
-                self.stepper.steps[:] = [self._counts.read(p) for p in self._here]
-            self.stepper.refresh()
-            self._kept.watch()
+        self._seen = raw
+        return True
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def step(self, loss_scale: float) -> Report | None:
-        """One step; gradients are divided by `loss_scale`."""
-        self._refresh_groups()
-        grads = self._current()
-        self._masters.refresh()
+    def gather(self) -> None:
+        """Look at counts and gradients, and get ready what steps them; writes nothing.
+
+        Raises:
+            NotOurs: a gradient is a tensor that kernels do not know.
+            GradientError, StateError, RuntimeError: a gradient or a count is refused.
+        """
+        if self._counts is not None and self._counts.read():
+            self.stepper.steps[:] = self._counts.steps
+        grads: list[Any] = list(map(_grad, self._here))
         rows = [] if self._rows is None else self._rows.split(grads)
-        try:
-            dtypes = self._grads.collect(grads, self._weight_decay)
-            before = self.stepper.iteration
-            try:
-                report = self.stepper.step(dtypes, self._bind, loss_scale, rows)
-            finally:  # also where an interrupt has waited for the step
-                if self.stepper.iteration != before:
-                    self._finish()
-        finally:
-            self._grads.release()
-            if self._rows is not None:
-                self._rows.release()
+        self._ready = self._grads.collect(grads, self._weight_decay), rows
+        self.stepper.prepare(self._ready[0])
+
+    def step(self, loss_scale: float) -> Report | None:
+        """One step with what was gathered; gradients are divided by `loss_scale`."""
+        self._masters.refresh()
+        dtypes, rows = self._ready
+        empty = () if self._rows is None else self._rows.empty
+        report = self.stepper.step(dtypes, self._bind, loss_scale, rows, empty, self._settle)
+        if self._kept is None and not self._tensors.fresh:
+            params = dict(zip(self._names, self._here, strict=True))
+            entries = [(params[name], key, t) for (name, key), t in self._tensors.found.items()]
+            self._kept = Kept(self._state, entries)
         return report
 
-    def _current(self) -> list[Any]:
-        """The gradients of now, in the order of the stepper's leaves."""
-        if len(self._here) == len(self._params):
-            return [p.grad for p in self._here]
-        known = set(self._places)
-        new = [k for k, p in enumerate(self._params) if p.grad is not None and k not in known]
-        if new:
-            self._take(new)
-        return [p.grad for p in self._here]
+    def release(self) -> None:
+        """Hold no gradient any more."""
+        self._ready = ((), [])
+        self._grads.release()
+        if self._rows is not None:
+            self._rows.release()
 
     def _weight_decay(self, index: int) -> Any:
-        return self.groups[self._group_of[self._places[index]]].get("weight_decay")
+        return self._settings[self.members.group_of[self._places[index]]].get("weight_decay")
 
-    def _finish(self) -> None:
-        """What follows a step that was not skipped."""
-        if self._rows is not None:
-            self._rows.count_empty()
-        self._counts.write(self.stepper.steps)
+    def _settle(self) -> None:
+        """Bring what torch's users see up to date with the step; done twice, it does no harm."""
+        self._tensors.commit()
+        if self._counts is not None:
+            self._counts.write(self.stepper.steps)
         if self.engine == "native":
             # Kernels write past autograd's eyes; a graph that needs the old values must fail.
             runners = self.stepper.last
@@ -204,35 +273,6 @@ class Binding:
                 self._touched = (runners, [self._here[k] for k in sorted(members)])
             increment_version(self._touched[1])
         self._masters.stepped()
-
-    def _take(self, places: list[int], dry: bool = False) -> None:
-        """Take parameters in that have a gradient for the first time."""
-        native = self.engine == "native"
-        params = [self._params[place] for place in places]
-        for place, param in zip(places, params, strict=True):
-            check_steppable(param, self._names[place], self.stepper.rule.name)
-        steps = [self._counts.read(param) for param in params]
-        for place, param, count in zip(places, params, steps, strict=True):
-            if not count and self.groups[self._group_of[place]].get("fused"):
-                check_fused(param)  # which torch does at the first step
-        for place, param, count in zip(places, params, steps, strict=True):
-            array = numpy_view(param) if native else stand_in(param)
-            own = None if native else Held(param)
-            leaf = self.stepper.add(self._names[place], array, self._group_of[place], count, own)
-            if own is not None and not leaf.in_order:
-                own.tensor = param.permute(leaf.order)
-            if "model" in leaf.arrays and not dry:
-                self._masters.add(param, self.state[param])
-        self._places += places
-        self._here = [self._params[k] for k in self._places]
-        self._where = addresses(self._here)
-        self._dtypes = list(map(_dtype, self._here))  # another may come to lie in the same place
-        self._grads.laid_out(self._here)
-        if native:
-            layers(self.stepper.leaves)
-        if not dry:
-            self._counts.add(params, steps)
-            self._kept.watch()
 
     def _bind(self, runner: Runner) -> None:
         members = runner.cohort.members
@@ -249,15 +289,7 @@ class Binding:
         return self.stepper.plan(tuple(DTYPE_NAMES[p.dtype] for p in self._here))
 
 
-def _names(groups: list[dict[str, Any]]) -> list[str]:
-    """A name for each parameter, of which no two are the same."""
-    names = [n for g in groups for n in g.get("param_names") or [None] * len(g["params"])]
-    found: set[str | None] = set()
-    result: list[str] = []
-    for k, name in enumerate(names):
-        result.append(str(k) if name is None else f"{name} ({k})" if name in found else name)
-        found.add(name)
-    return result
+_grad: Callable[[torch.Tensor], torch.Tensor | None] = operator.attrgetter("grad")
 
 
 def choose_engine(params: list[torch.Tensor], differentiable: bool) -> Engine:
@@ -266,5 +298,5 @@ def choose_engine(params: list[torch.Tensor], differentiable: bool) -> Engine:
     return "native" if on_cpu and not differentiable else "array"
 
 
-def _differentiable(groups: list[dict[str, Any]]) -> bool:
+def _differentiable(groups: Groups) -> bool:
     return any(group.get("differentiable") for group in groups)

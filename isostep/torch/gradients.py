@@ -2,64 +2,58 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError
 from isostep.stepper import Engine, Stepper
-from isostep.torch.addresses import addresses
+from isostep.torch.arrivals import Arrivals
 from isostep.torch.lazy import densified
-from isostep.torch.tensors import DTYPE_NAMES, numpy_view
+from isostep.torch.overlap import Stretches
+from isostep.torch.own_step import odd
+from isostep.torch.tensors import DTYPE_NAMES, missing_bytes, numpy_view, oddity
 from isostep.tracing import works_by_element
-
-try:  # what guards compiled graphs; not public, so it may go
-    from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
-except ImportError:
-    TensorGuards = None
-
-_MANY = 8
-_numel = torch.Tensor.numel
-_is_contiguous = torch.Tensor.is_contiguous
 
 
 class Gradients:
     """Collects gradients, which torch allocates anew in each step.
 
-    In the usual step every gradient is there and lies as its parameter does; that is checked in
-    few calls for all of them. Any other step looks at them one by one.
+    Most lie as their parameters do; those are found in one call, whichever are there. The others
+    are looked at one by one.
 
     Args:
         stepper: whose leaves they belong to.
-        engine: `"native"` takes addresses, `"array"` tensors.
+        params: the parameters, one for each leaf.
+        written: the memory that a step writes to.
         rule: the rule's name, for errors.
     """
 
-    def __init__(self, stepper: Stepper, engine: Engine, rule: str) -> None:
-        self._stepper, self._engine, self._rule = stepper, engine, rule
+    def __init__(
+        self,
+        stepper: Stepper,
+        params: list[torch.Tensor],
+        written: Stretches,
+        rule: str,
+    ) -> None:
+        self._stepper, self._params, self._rule = stepper, params, rule
+        self._written = written
+        self._engine: Engine = stepper.engine
         self.tensors: list[Any] = []
         """One for each leaf: a tensor, a NumPy array that is a copy of one, or None."""
-        self.addresses = np.zeros(0, dtype=np.int64)
-        self._strides: list[tuple[int, ...]] = []
-        self._sizes: list[int] = []
-        self._otherwise: list[int] = []
-        self._usual = False
-        self._guard: Any = None
-        self._dtypes: list[Any] = []
-        self._dtype_names: tuple[str | None, ...] = ()
+        self.addresses: NDArray[np.int64] = np.zeros(len(params), dtype=np.int64)
+        usual = [not leaf.staged and not p.is_complex() for leaf, p in self._pairs()]
+        self._arrivals = Arrivals(params, usual, written) if self._engine == "native" else None
+        self._dtypes = [p.dtype for p in params]
+        self._names = tuple(DTYPE_NAMES[dtype] for dtype in self._dtypes)
 
-    def laid_out(self, params: list[torch.Tensor]) -> None:
-        """Expect gradients for these parameters, the leaves of the stepper."""
-        self._guard = None
-        self._strides = [p.stride() for p in params]
-        self._sizes = list(map(_numel, params))
-        contiguous = [p.is_contiguous() for p in params]
-        self._otherwise = [k for k, yes in enumerate(contiguous) if not yes]
-        # The memory of a complex gradient may hold its conjugate.
-        plain = not any(leaf.staged for leaf in self._stepper.leaves)
-        self._usual = plain and not any(p.is_complex() for p in params)
+    def _pairs(self) -> Any:
+        return zip(self._stepper.leaves, self._params, strict=True)
 
     def collect(
         self, grads: list[Any], weight_decay: Callable[[int], Any]
@@ -71,96 +65,88 @@ class Gradients:
             weight_decay: of a leaf, by its index.
 
         Raises:
+            NotOurs: a gradient is a tensor that kernels do not know.
             GradientError: a gradient has another shape than its parameter, or an unknown dtype.
             RuntimeError: a sparse gradient that the rule does not take.
         """
-        native = self._engine == "native"
-        if self._guard is not None and self._guard.check(*grads):
-            self.tensors = grads
-            if native:
-                self.addresses = addresses(grads)
-            return self._dtype_names
-        self._guard = None
-        if self._usual and self._as_parameters(grads):
-            self.tensors = grads
-            self._guard = guard_of(grads)
-            if native:
-                self.addresses = addresses(grads)
-        else:
-            self.tensors = [
-                None if g is None else self._dense(k, g, weight_decay) for k, g in enumerate(grads)
-            ]
-            if native:
-                self.addresses = np.array([_address(g) for g in self.tensors], dtype=np.int64)
-        try:
-            dtypes = [g.dtype for g in self.tensors]
-        except AttributeError:
-            dtypes = [None if g is None else g.dtype for g in self.tensors]
-        if dtypes != self._dtypes:
-            self._dtype_names = tuple(self._dtype_name(k, d) for k, d in enumerate(dtypes))
-            self._dtypes = dtypes
-        return self._dtype_names
+        self.tensors = grads
+        unusual = range(len(grads))
+        if self._arrivals is not None:
+            self.addresses, unusual = self._arrivals.look(grads)
+        if not len(unusual) and self._arrivals is not None and self._arrivals.all_there:
+            return self._names
+        names: list[str | None] = [
+            None if g is None else name for g, name in zip(grads, self._names, strict=True)
+        ]
+        if len(unusual):
+            self.tensors = list(grads)
+            for k in unusual:
+                names[k] = self._one(k, grads[k], weight_decay)
+        return tuple(names)
 
     def release(self) -> None:
         """Hold no gradient after the step."""
         self.tensors = []
 
-    def _as_parameters(self, grads: list[Any]) -> bool:
-        """Whether all gradients are there, and each lies as its parameter does."""
-        try:
-            alike = list(map(_is_contiguous, grads))
-            for k in self._otherwise:
-                alike[k] = grads[k].stride() == self._strides[k]
-            return all(alike) and list(map(_numel, grads)) == self._sizes
-        except (TypeError, RuntimeError):  # a None, or a sparse one
-            return False
-
-    def _dense(self, k: int, g: torch.Tensor, weight_decay: Callable[[int], Any]) -> Any:
-        """The gradient in its parameter's order of memory; a NumPy array if that is a copy."""
+    def _one(self, k: int, g: Any, weight_decay: Callable[[int], Any]) -> str | None:
+        """Take in a gradient that needs a closer look; returns its dtype."""
+        if g is None:
+            return None
         leaf = self._stepper.leaves[k]
+        g = self._plain(leaf, g, lambda: weight_decay(k))
+        self._check(leaf, g, self._params[k])
+        if self._engine == "array":
+            self.tensors[k] = g if leaf.in_order else g.permute(leaf.order)
+        elif g.stride() == self._params[k].stride() and not leaf.staged:
+            self.tensors[k], self.addresses[k] = g, g.data_ptr()
+        else:
+            dense = leaf.dense(numpy_view(g))
+            self.tensors[k], self.addresses[k] = (g, dense), dense.ctypes.data
+        return DTYPE_NAMES[g.dtype]
+
+    def _plain(self, leaf: Leaf, g: torch.Tensor, weight_decay: Callable[[], Any]) -> torch.Tensor:
+        """The gradient as a tensor that is memory and no more."""
+        g = _arrived(g)
         if g.layout is not torch.strided:
             by_element = works_by_element(self._stepper.recipe(leaf))
-            g = densified(g, self._rule, weight_decay(k), by_element)
-        g = g.detach() if self._engine == "native" else g
-        g = g.resolve_conj().resolve_neg()
-        if g.numel() != self._sizes[k]:
-            shape = leaf.array.shape[: g.ndim] if g.is_complex() else leaf.array.shape
+            g = densified(g, self._rule, weight_decay(), by_element)
+        if self._engine == "native":
+            g = g.detach()
+        if g.is_conj() or g.is_neg() or g._is_zerotensor():
+            g = g.clone() if g._is_zerotensor() else g.resolve_conj().resolve_neg()
+        why = oddity(g)
+        if why and not g.is_inference():  # it is only read
+            raise odd(f"the gradient of parameter {leaf.name!r}", why)
+        if self._written.meet(g):
+            raise odd(f"the gradient of parameter {leaf.name!r}", "memory that the step writes to")
+        return g
+
+    def _check(self, leaf: Leaf, g: torch.Tensor, param: torch.Tensor) -> None:
+        if g.shape != param.shape:
             raise GradientError(
                 f"the gradient of parameter {leaf.name!r} has shape {tuple(g.shape)}, and the "
-                f"optimizer knows the parameter with {shape}: if it was replaced by another of a "
-                f"new shape, make a new optimizer for it"
+                f"parameter {tuple(param.shape)}: set p.grad = None after a change of shape"
             )
-        if self._engine == "array":
-            return g if leaf.in_order else g.permute(leaf.order)
-        if g.stride() == self._strides[k] and not leaf.staged:
-            return g
-        return leaf.dense(numpy_view(g))
-
-    def _dtype_name(self, k: int, dtype: Any) -> str | None:
-        if dtype is None:
-            return None
-        if isinstance(dtype, np.dtype):
-            return dtype.name
-        if dtype not in DTYPE_NAMES:
-            name = self._stepper.leaves[k].name
+        if g.dtype not in DTYPE_NAMES or g.is_complex() != param.is_complex():
             raise GradientError(
-                f"the gradient of parameter {name!r} is {dtype}: that has no kernel"
+                f"the gradient of parameter {leaf.name!r} is {g.dtype}: that has no kernel for a "
+                f"parameter of {param.dtype}"
             )
-        return DTYPE_NAMES[dtype]
+        if g.device != param.device:
+            raise GradientError(
+                f"the gradient of parameter {leaf.name!r} is on {g.device}, and the parameter on "
+                f"{param.device}: set p.grad = None after a move"
+            )
+        missing = missing_bytes(g)
+        if missing:
+            raise GradientError(
+                f"the storage of the gradient of parameter {leaf.name!r} {missing}: set p.grad = "
+                f"None where it was freed"
+            )
 
 
-def guard_of(tensors: list[Any]) -> Any:
-    """Something whose `check(*tensors)` tells in one call whether all have the kinds, dtypes,
-    devices, sizes and strides of these; None if this torch has no such thing, or for few."""
-    if TensorGuards is None or len(tensors) < _MANY:
-        return None
-    try:
-        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    except (TypeError, SystemError):
-        return None
-
-
-def _address(g: Any) -> int:
-    if g is None:
-        return 0
-    return g.data_ptr() if isinstance(g, torch.Tensor) else g.ctypes.data
+def _arrived(g: torch.Tensor) -> torch.Tensor:
+    """What a functional collective gives, once it is there; any other tensor as it is."""
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    waits = module is not None and isinstance(g, module.AsyncCollectiveTensor)
+    return g.trigger_wait() if waits else g  # pyright: ignore[reportAttributeAccessIssue]

@@ -63,6 +63,9 @@ class Hyperparameters:
     def values(self, group: dict[str, Any]) -> dict[str, Any]:
         """Every hyperparameter of the rule for one group."""
         given = self._given(group)
+        for argument in self.torch.arguments:
+            if argument not in given:
+                raise KeyError(f"a group has no {argument!r}: add groups by add_param_group")
         # Schedulers may end a rounding error below zero, which torch steps with.
         lr = given.pop("lr")
         values = self.torch.resolve(self._rule, given)

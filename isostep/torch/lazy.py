@@ -43,25 +43,22 @@ class RowRunners:
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._values: list[torch.Tensor] = []
-        self._empty: list[int] = []
+        self.empty: list[int] = []
+        """Places of the parameters whose gradient has no rows, which is a step all the same."""
 
     def split(self, grads: list[Any]) -> list[Runner]:
         """Cohorts for the sparse ones, whose place in `grads` becomes None."""
         runners: list[Runner] = []
-        self._empty = []
+        self.empty = []
         for k, g in enumerate(grads):
             if g is not None and g.is_sparse:
                 grads[k] = None
                 runner = self._runner(k, g.detach().coalesce())
                 if runner is None:
-                    self._empty.append(k)
+                    self.empty.append(k)
                 else:
                     runners.append(runner)
         return runners
-
-    def count_empty(self) -> None:
-        """A gradient without rows is a step all the same."""
-        self._stepper.steps[self._empty] += 1
 
     def release(self) -> None:
         """Hold no gradient after the step."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-
-from isostep.torch.slots import MASTER
 
 
 class Masters:
@@ -19,24 +15,24 @@ class Masters:
 
     def __init__(self) -> None:
         self._params: list[torch.Tensor] = []
-        self._kept: list[dict[str, Any]] = []
+        self._masters: list[torch.Tensor] = []
         self._versions: list[int] = []
 
-    def add(self, param: torch.Tensor, kept: dict[str, Any]) -> None:
-        """Watch a parameter whose state is `kept`."""
+    def add(self, param: torch.Tensor, master: torch.Tensor) -> None:
+        """Watch a parameter."""
         self._params.append(param)
-        self._kept.append(kept)
+        self._masters.append(master)
         self._versions.append(-1)  # also what came from a checkpoint may disagree
 
     def refresh(self) -> None:
         """Bring masters up to date with what was written to their parameters."""
-        for k, (param, kept) in enumerate(zip(self._params, self._kept, strict=True)):
+        for k, (param, master) in enumerate(zip(self._params, self._masters, strict=True)):
             if param._version != self._versions[k]:
-                self._versions[k] = param._version
                 with torch.no_grad():
-                    master, model = kept[MASTER], param.detach()
+                    model = param.detach()
                     same = master.to(model.dtype) == model
                     master.copy_(torch.where(same, master, model.to(master.dtype)))
+                self._versions[k] = param._version
 
     def stepped(self) -> None:
         """Take the versions of now as known."""

@@ -7,7 +7,9 @@ torch's own; state is kept under torch's names; only the arithmetic is isostep's
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -17,14 +19,16 @@ from isostep import extension, rules
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
 from isostep.plan import Plan
+from isostep.rates import LR_RATIO
 from isostep.report import Report
 from isostep.torch import own_step
 from isostep.torch.binding import Binding
+from isostep.torch.counts import ITERATION, SKIPPED, check_counts, steps_in
 from isostep.torch.hyper import Hyperparameters
-from isostep.torch.options import Extras, LrRatio, checked, split
-from isostep.torch.slots import WatchedState, recast
-
-ITERATION, SKIPPED = "isostep_iteration", "isostep_skipped"
+from isostep.torch.members import own_lists
+from isostep.torch.options import Extras, LrRatio, Patterns, checked, exclusions
+from isostep.torch.own_step import NotOurs
+from isostep.torch.slots import Wanted, recast
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -46,24 +50,28 @@ class FusedStep(torch.optim.Optimizer):
     ) -> None:
         extras = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
         self._extras = checked(extras)
+        self._lock = threading.RLock()
         self._begin()
-        params = split(params, groups, exclude_from_weight_decay, lr_ratio, self.arguments)
+        self._patterns = Patterns()  # those that are given have their effect here
+        patterns = Patterns(as_groups(groups), exclusions(exclude_from_weight_decay), lr_ratio)
+        params = patterns.split(params, self.arguments)
         for group in as_groups(groups):  # torch itself looks at the first values only
             lr = group.hyperparameters.get("lr", 0.0)
             if not isinstance(lr, torch.Tensor):
                 rules.get(self.rule).hyperparameter("lr").check(lr, f"lr of {group.patterns}")
         super().__init__(params, *args, **kwargs)
+        self._patterns = patterns
         hyper = Hyperparameters(rules.get(self.rule), self._extras)
         first = hyper.values(self.param_groups[0])
         dtypes = self._extras.slot_dtypes(hyper.torch.slots)
         if self.state and (self._extras.state_dtype or self._extras.master_weights):
             recast(self.state, rules.get(self.rule), hyper.torch.slots, dtypes, first)
 
-    def _begin(self) -> None:
+    def _begin(self, iteration: int = 0, skipped: int = 0) -> None:
         """What is not saved: it is made anew from groups and state when a step needs it."""
         self._binding: Binding | None = None
-        self._iteration = 0
-        self._skipped = 0
+        # The steps of the optimizer so far: the last binding's stepper, or what came before it.
+        self._counted: Any = SimpleNamespace(iteration=iteration, skipped=skipped)
         self._report: Report | None = None
         self._own_scales = False
         self._ran_own = False
@@ -110,44 +118,66 @@ class FusedStep(torch.optim.Optimizer):
                 loss = closure()
         differentiable = any(group.get("differentiable") for group in self.param_groups)
         with torch.set_grad_enabled(differentiable):
-            self._fused_step()
+            cause = self._fused_step()
+        if cause is not None:
+            self._own_step(cause, None)
         return loss
 
     def _cause(self) -> own_step.Cause | None:
         bound = self._binding
-        return own_step.cause(self, new=bound is None or bound.outgrown(self.param_groups))
+        if own_step.is_watched():
+            return own_step.WATCHED
+        own_lists(self.param_groups)
+        return own_step.cause(self, new=bound is None or not bound.members.hold(self.param_groups))
 
     def _own_step(self, cause: own_step.Cause, closure: Callable[[], Any] | None) -> Any:
-        self._refuse_extras(cause)  # a group may have been edited
-        self._binding, self._report = None, None
-        self._ran_own = True
-        return own_step.unhooked(super().step.__func__)(self, closure)
+        with self._lock:
+            self._refuse_extras(cause)  # a group may have been edited
+            self._binding, self._report = None, None
+            self._ran_own = True
+            return own_step.unhooked(super().step.__func__)(self, closure)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a GradScaler leaves it to the step to unscale."""
-        return self._cause() is None or self._own_scales
+        return self._own_scales or (self._cause() is None and self._is_fused())
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, does: bool) -> None:
         self._own_scales = does  # torch's constructor says so of its fused=True
 
-    @_disable_dynamo  # a compiled training step breaks its graph here, once
-    def _fused_step(self) -> None:
-        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found is not None and float(found) != 0.0:
-            self._skipped += 1
-            return
-        if self._idle():
-            return
-        binding = self._bound()
-        self._ran_own = False
+    def _is_fused(self) -> bool:
+        """Whether kernels can make the next step, as far as tensors decide it."""
         try:
-            self._report = binding.step(1.0 if scale is None else float(scale))
-        finally:
-            self._iteration = binding.stepper.iteration
-            self._skipped += binding.stepper.skipped
-            binding.stepper.skipped = 0
+            with self._lock, torch.no_grad():
+                if not self._idle():
+                    self._binding = self._prepared()
+                    self._binding.release()
+        except NotOurs:
+            return False
+        return True
+
+    @_disable_dynamo  # a compiled training step breaks its graph here, once
+    def _fused_step(self) -> own_step.Cause | None:
+        """A step by kernels; why it is torch's own, where it is."""
+        with self._lock:
+            scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+            if found is not None and float(found) != 0.0:
+                self._counted.skipped += 1
+                return None
+            if self._idle():
+                return None
+            try:
+                binding = self._prepared()
+            except NotOurs as error:
+                return error.cause
+            # An exception up to here leaves no binding, and groups and state as they were.
+            self._binding, self._counted, self._ran_own = binding, binding.stepper, False
+            try:
+                self._report = binding.step(1.0 if scale is None else float(scale))
+            finally:
+                binding.release()
+            return None
 
     def _idle(self) -> bool:
         """Whether there is nothing to do: no gradient at all. Then torch looks at no setting."""
@@ -157,43 +187,84 @@ class FusedStep(torch.optim.Optimizer):
                     return False
         return not self._extras.used()
 
-    def _bound(self) -> Binding:
-        if self._binding is None or self._binding.stale(self.param_groups, self.state):
-            self._binding = self._bind()
-        return self._binding
+    def _prepared(self) -> Binding:
+        """A binding with the gradients of the next step, which stands on what is there now.
+
+        Raises:
+            NotOurs: the step is torch.optim's own.
+        """
+        binding, self._binding = self._binding, None
+        if binding is None or not binding.fits(self.param_groups, self.state):
+            binding = self._bind()
+        binding.gather()
+        return binding
 
     def _bind(self, dry: bool = False) -> Binding:
-        return Binding(
-            rules.get(self.rule),
-            self._extras,
-            self.param_groups,
-            self.state,
-            self.keeps_step,
-            self._iteration,
-            dry,
-        )
+        with torch.inference_mode(False):  # tensors of the state outlive it
+            return Binding(
+                rules.get(self.rule),
+                self._extras,
+                self.param_groups,
+                self.state,
+                self.keeps_step,
+                self._counted,
+                dry,
+            )
 
     # -- torch's own entry points that change what a step stands on ------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        self._binding = None
-        try:
-            self._check_wishes()
-        except HyperparameterError:
-            self.param_groups.pop()
-            raise
+        """Add a group, or several where the patterns that the optimizer was made with say so of
+        its names: `exclude_from_weight_decay`, `lr_ratio` and `groups`, which the group's own
+        hyperparameters come before.
+
+        Raises:
+            HyperparameterError: isostep's options do not go with such a group; nothing is added.
+        """
+        with self._lock:
+            before = len(self.param_groups)
+            try:
+                for group in self._patterns.applied(param_group):
+                    super().add_param_group(group)
+                self._check_wishes()
+            except BaseException:
+                del self.param_groups[before:]
+                raise
+            self._binding = None
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Go on from a state of torch.optim or of isostep; dtypes are those that were saved."""
+        """Go on from a state of torch.optim or of isostep.
+
+        Slots have the dtypes that were saved, but for those of which `state_dtype` or
+        `master_weights` say otherwise. Groups have the hyperparameters that were saved; exclusions
+        from weight decay stay, and `lr_ratio` where none was saved. A state that is refused
+        changes nothing.
+
+        Raises:
+            StateError: a step count is no whole number in [0, 2^63 - 2].
+            ValueError: other groups or numbers of parameters, as in torch.
+        """
+        with self._lock:
+            before = self.state, self.param_groups
+            try:
+                self._load(state_dict)
+            except BaseException:
+                self.state, self.param_groups = before
+                raise
+
+    def _load(self, state_dict: Any) -> None:
         final: list[Any] = []  # what is loaded once the user's hooks have been at it
+        groups = self.param_groups
+
+        def check(_: Any, saved: Any) -> None:
+            check_counts(saved, self.keeps_step)
+            final.append(saved)
+
         base = torch.optim.Optimizer  # a subclass that overrides these expects the user's hooks
         handles = [
-            base.register_load_state_dict_pre_hook(self, lambda _, saved: final.append(saved)),
+            base.register_load_state_dict_pre_hook(self, check),
             base.register_load_state_dict_post_hook(
-                self,
-                lambda _: self._loaded(final[0]["state"], final[0]["param_groups"]),
-                prepend=True,
+                self, lambda _: self._loaded(final[0], groups), prepend=True
             ),
         ]
         try:
@@ -202,53 +273,60 @@ class FusedStep(torch.optim.Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _loaded(self, state: Any, groups: list[dict[str, Any]]) -> None:
+    def _loaded(self, saved: Any, before: list[dict[str, Any]]) -> None:
         """Make good what torch's loading does not know of."""
+        for group, old in zip(self.param_groups, before, strict=True):
+            if LR_RATIO.name in old:  # it was asked for here, of these parameters
+                group.setdefault(LR_RATIO.name, old[LR_RATIO.name])
+            self._patterns.exclude(group)
         live = [p for group in self.param_groups for p in group["params"]]
-        keys = [k for group in groups for k in group["params"]]
+        keys = [k for group in saved["param_groups"] for k in group["params"]]
+        hyper = Hyperparameters(rules.get(self.rule), self._extras)
+        wanted = Wanted(rules.get(self.rule), hyper.torch.slots, self._extras)
         for param, key in zip(live, keys, strict=True):
-            for name, value in state.get(key, {}).items():
-                now = self.state[param].get(name)
-                # torch casts to the parameter's dtype, which rounds float32 slots to bfloat16
-                if isinstance(value, torch.Tensor) and value.dtype != now.dtype:
-                    self.state[param][name] = value.detach().clone().to(now.device)
-        counts = [g.pop(name, None) for name in (ITERATION, SKIPPED) for g in self.param_groups]
-        iteration, skipped = counts[0], counts[len(self.param_groups)]
-        self._iteration = self._steps_so_far() if iteration is None else int(iteration)
-        self._skipped = int(skipped or 0)
-        self._binding = None
+            wanted.restore(param, self.state.get(param), saved["state"].get(key))
+        found = [{k: g.pop(k, None) for k in (ITERATION, SKIPPED)} for g in self.param_groups]
+        iteration, skipped = found[0].values() if found else (None, None)
+        self._begin(self._steps_so_far() if iteration is None else iteration, skipped or 0)
 
     def _steps_so_far(self) -> int:
         """The optimizer's own step count, in a state that keeps only those of the parameters."""
         if self._extras.style.steps_per == "parameter":
             return 0  # where a moving average starts
-        return max((int(kept.get("step", 0)) for kept in self.state.values()), default=0)
+        return max((steps_in(kept) for kept in self.state.values()), default=0)
 
     def state_dict(self) -> dict[str, Any]:
         """torch.optim's state; also the optimizer's own step count where something needs it."""
-        if self._extras.ema is None and self._extras.style.steps_per == "parameter":
-            return _plain(super().state_dict())
+        with self._lock:
+            if self._extras.ema is None and self._extras.style.steps_per == "parameter":
+                return super().state_dict()
+            base = torch.optim.Optimizer
+            handle = base.register_state_dict_post_hook(self, FusedStep._add_counts, prepend=True)
+            try:
+                return super().state_dict()
+            finally:
+                handle.remove()
+
+    def _add_counts(self, saved: dict[str, Any]) -> None:
         # Among the hyperparameters of each group: the place that every saver of states keeps.
-        for group in self.param_groups:
-            group |= {ITERATION: self._iteration, SKIPPED: self._skipped}
-        try:
-            return _plain(super().state_dict())
-        finally:
-            for group in self.param_groups:
-                del group[ITERATION], group[SKIPPED]
+        counts = {ITERATION: self._counted.iteration, SKIPPED: self._counted.skipped}
+        for group in saved["param_groups"]:
+            group |= counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {
-            "_extras": self._extras,
-            "_saved_counts": (self._iteration, self._skipped),
-        }
+        with self._lock:
+            return super().__getstate__() | {
+                "_extras": self._extras,
+                "_patterns": self._patterns,
+                "_saved_counts": (self._counted.iteration, self._counted.skipped),
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         counts = self.__dict__.pop("_saved_counts", None)
         if counts is not None:  # unpickled, not loaded: there was no constructor
-            self._begin()
-            self._iteration, self._skipped = counts
+            self._lock = threading.RLock()
+            self._begin(*counts)
         self._binding = None
 
     # -- what torch.optim does not have ----------------------------------------------------------
@@ -283,7 +361,7 @@ class FusedStep(torch.optim.Optimizer):
     @property
     def skipped(self) -> int:
         """How many steps were skipped for a non-finite gradient."""
-        return self._skipped
+        return self._counted.skipped
 
     @property
     def ran(self) -> list[str]:
@@ -294,8 +372,11 @@ class FusedStep(torch.optim.Optimizer):
 
     def plan(self) -> Plan:
         """What a step will do: groups, slots, bytes and kernels of each parameter; nothing runs."""
-        planned = self._bind(dry=True).plan()
-        return planned if self._cause() is None else planned.left_to("torch.optim's own step")
+        with self._lock:
+            binding = self._bind(dry=True)
+            planned = binding.plan()
+            own = binding.odd or self._cause() is not None
+            return planned.left_to("torch.optim's own step") if own else planned
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
@@ -305,13 +386,3 @@ class FusedStep(torch.optim.Optimizer):
 @_disable_dynamo
 def _outside_graphs(optimizer: FusedStep) -> own_step.Cause | None:
     return optimizer._cause()
-
-
-def _plain(saved: dict[str, Any]) -> dict[str, Any]:
-    """The state with its dicts as torch has them; hooks may have left anything else."""
-    state = saved.get("state")
-    if isinstance(state, dict):
-        for key, kept in state.items():
-            if isinstance(kept, WatchedState):
-                state[key] = dict(kept)
-    return saved

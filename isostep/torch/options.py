@@ -12,7 +12,7 @@ import torch
 from isostep import dialects
 from isostep.dialects.base import Dialect
 from isostep.errors import HyperparameterError, ParameterError, UnknownNameError, nearest
-from isostep.groups import Group, as_groups, assign
+from isostep.groups import Group, assign
 from isostep.rates import LR_RATIO
 from isostep.recipe import EMA, NONFINITE, Clip, as_ema
 from isostep.torch.tensors import TORCH_DTYPES
@@ -120,53 +120,101 @@ def _short(dtype: Any) -> str:
     return str(dtype).split(".")[-1]
 
 
-def split(
-    params: Iterable[Any],
-    groups: Sequence[Group | Mapping[str, Any]],
-    exclude_from_weight_decay: Sequence[str],
-    lr_ratio: LrRatio | None,
-    known: Collection[str],
-) -> Any:
-    """Parameters sorted into torch's param groups by name pattern.
+@dataclass(frozen=True)
+class Patterns:
+    """What the user asks for by parameter name, of the first groups and of those added later.
 
     Args:
-        params: as the user passed them.
-        groups, exclude_from_weight_decay, lr_ratio: the user's.
-        known: the arguments of torch's class, which groups may set.
-
-    Raises:
-        ParameterError: a pattern is given and the parameters have no names.
-        UnknownNameError: a pattern matches nothing, or a group sets what the class does not have.
+        groups: hyperparameters.
+        excluded: the pattern of parameters that do not decay; at most one.
+        lr_ratio: factor on the learning rate.
     """
-    patterns = as_groups(groups)
-    for key in [key for pattern in patterns for key in pattern.hyperparameters]:
-        if key not in known and key != LR_RATIO.name:
-            raise UnknownNameError(f"groups: there is no argument {key!r}{nearest(key, known)}")
-    excluded = _excluded(exclude_from_weight_decay)
-    if not patterns and not excluded and lr_ratio is None:
-        return params
-    named = list(params)
-    if not all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in named):
-        raise ParameterError(
-            "groups, exclude_from_weight_decay and lr_ratio go by parameter name: pass "
-            "model.named_parameters() instead of model.parameters()"
-        )
-    names = [name for name, _ in named]
-    chosen = assign(names, patterns)
-    bare = assign(names, excluded, "exclude_from_weight_decay")
-    ratios = _ratios(names, lr_ratio)
-    sorted_in: dict[tuple[int, bool, float], list[Any]] = {}
-    for pair, group, out, ratio in zip(named, chosen, bare, ratios, strict=True):
-        sorted_in.setdefault((group, out == 0, ratio), []).append(pair)
-    result: list[dict[str, Any]] = []
-    for (group, out, ratio), pairs in sorted_in.items():
-        settings = dict(patterns[group].hyperparameters) if group >= 0 else {}
-        if out:
-            settings["weight_decay"] = 0.0
-        if lr_ratio is not None or LR_RATIO.name in settings:
-            settings[LR_RATIO.name] = ratio * own_ratio(settings)
-        result.append({"params": pairs, **settings})
-    return result
+
+    groups: Sequence[Group] = ()
+    excluded: Sequence[Group] = ()
+    lr_ratio: LrRatio | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.excluded or self.lr_ratio is not None)
+
+    def split(self, params: Iterable[Any], known: Collection[str]) -> Any:
+        """Parameters sorted into torch's param groups.
+
+        Args:
+            params: as the user passed them.
+            known: the arguments of torch's class, which groups may set.
+
+        Raises:
+            ParameterError: a pattern is given and the parameters have no names.
+            UnknownNameError: a pattern matches nothing, or a group sets what the class does not
+                have.
+        """
+        for key in [key for group in self.groups for key in group.hyperparameters]:
+            if key not in known and key != LR_RATIO.name:
+                raise UnknownNameError(f"groups: there is no argument {key!r}{nearest(key, known)}")
+        if not self:
+            return params
+        named = list(params)
+        if not all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in named):
+            raise ParameterError(
+                "groups, exclude_from_weight_decay and lr_ratio go by parameter name: pass "
+                "model.named_parameters() instead of model.parameters()"
+            )
+        return self._sorted(named, {}, strict=True)
+
+    def applied(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """A group that is added later, as torch takes it; split where its names need it.
+
+        Hyperparameters of its own come before those of `groups`; an exclusion comes before both.
+        """
+        params = group.get("params")
+        if not self or params is None or isinstance(params, torch.Tensor | set):
+            return [group]
+        group["params"] = named = list(params)
+        names = group.get("param_names")
+        if names is not None and len(names) == len(named):
+            named = list(zip(names, named, strict=True))
+        if not named or not all(isinstance(p, tuple) and len(p) == 2 for p in named):
+            return [group]  # torch refuses it beside groups with names
+        own = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+        made = self._sorted(named, own, strict=False)
+        if len(made) == 1:  # the caller's own dict becomes the group
+            made[0] = group | {k: v for k, v in made[0].items() if k != "params"}
+            group.update(made[0])
+            return [group]
+        return made
+
+    def exclude(self, group: dict[str, Any]) -> None:
+        """Keep a group from decaying whose parameters are excluded."""
+        names = group.get("param_names") or ()
+        if names and all(any(e.matches(name) for e in self.excluded) for name in names):
+            group["weight_decay"] = 0.0
+
+    def _sorted(
+        self, named: list[tuple[str, Any]], own: dict[str, Any], strict: bool
+    ) -> list[dict[str, Any]]:
+        names = [name for name, _ in named]
+        find = assign if strict else _matching
+        chosen = find(names, self.groups)
+        bare = find(names, self.excluded, "exclude_from_weight_decay")
+        ratios = _ratios(names, self.lr_ratio, find)
+        sorted_in: dict[tuple[int, bool, float], list[Any]] = {}
+        for pair, group, out, ratio in zip(named, chosen, bare, ratios, strict=True):
+            sorted_in.setdefault((group, out == 0, ratio), []).append(pair)
+        result: list[dict[str, Any]] = []
+        for (group, out, ratio), pairs in sorted_in.items():
+            settings = {**self.groups[group].hyperparameters, **own} if group >= 0 else dict(own)
+            if out:
+                settings["weight_decay"] = 0.0
+            if self.lr_ratio is not None or LR_RATIO.name in settings:
+                settings[LR_RATIO.name] = ratio * own_ratio(settings)
+            result.append({"params": pairs, **settings})
+        return result
+
+
+def _matching(names: Sequence[str], groups: Sequence[Group], called: str = "") -> list[int]:
+    """As `assign`, for patterns that need not match anything."""
+    return [next((k for k, g in enumerate(groups) if g.matches(n)), -1) for n in names]
 
 
 def own_ratio(settings: Mapping[str, Any]) -> float:
@@ -181,7 +229,12 @@ def own_ratio(settings: Mapping[str, Any]) -> float:
     return LR_RATIO.check(given)
 
 
-def _excluded(patterns: Any) -> list[Group]:
+def exclusions(patterns: Any) -> list[Group]:
+    """`exclude_from_weight_decay` as a group.
+
+    Raises:
+        HyperparameterError: it is no sequence of patterns.
+    """
     if isinstance(patterns, str) or not isinstance(patterns, Iterable | None):
         raise HyperparameterError(
             f"exclude_from_weight_decay={patterns!r} is not a sequence of name patterns: write "
@@ -191,7 +244,7 @@ def _excluded(patterns: Any) -> list[Group]:
     return [Group(found)] if found else []
 
 
-def _ratios(names: list[str], lr_ratio: LrRatio | None) -> list[float]:
+def _ratios(names: list[str], lr_ratio: LrRatio | None, find: Any) -> list[float]:
     if lr_ratio is None:
         return [1.0] * len(names)
     found: list[Any]
@@ -206,7 +259,7 @@ def _ratios(names: list[str], lr_ratio: LrRatio | None) -> list[float]:
         patterns = [Group(pattern, ratio=value) for pattern, value in lr_ratio.items()]
         found = [
             1.0 if k < 0 else patterns[k].hyperparameters["ratio"]
-            for k in assign(names, patterns, "lr_ratio")
+            for k in find(names, patterns, "lr_ratio")
         ]
     numbers = [_number(ratio) for ratio in found]
     for name, ratio, number in zip(names, found, numbers, strict=True):

@@ -16,13 +16,30 @@ from isostep.extension import Cause
 POINTS = dialects.get("torch").extension_points
 
 
+class NotOurs(Exception):
+    """Raised while a fused step is prepared, which turns out to be torch.optim's own.
+
+    Args:
+        cause: why.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(*cause)
+        self.cause = cause
+
+
 _TWICE = Cause(
-    "with a parameter that is twice in its group: torch.optim's own step updates it twice",
+    "with a parameter that is twice in the groups: torch.optim's own step updates it twice",
     "pass each parameter once",
 )
 _CAPTURABLE = Cause(
     "with capturable=True, for which isostep has no kernel",
     "leave capturable=False",
+)
+WATCHED = Cause(
+    "under a TorchDispatchMode, a transformation of torch.func or torch.jit.trace, which follow "
+    "torch's operations and see no kernels",
+    "step outside of it",
 )
 _LEARNED = Cause(
     "with differentiable=True and a hyperparameter that requires a gradient: torch.optim's own "
@@ -52,7 +69,28 @@ def cause(optimizer: Any, new: bool) -> Cause | None:
         differentiable = differentiable or group.get("differentiable")
     if differentiable and any(map(_learns, groups)):
         return _LEARNED
-    return _TWICE if new and any(map(_repeats, groups)) else None
+    return _TWICE if new and _repeats(groups) else None
+
+
+def odd(what: str, oddity: str) -> NotOurs:
+    """That something of a step is no memory that kernels could work on.
+
+    Args:
+        what: parameter, gradient or state, with its name.
+        oddity: as `tensors.oddity` says it.
+    """
+    return NotOurs(
+        Cause(f"with {what}, {oddity}: torch.optim's own step runs", "use a plain tensor")
+    )
+
+
+def is_watched() -> bool:
+    """Whether someone follows torch's operations."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def _learns(group: dict[str, Any]) -> bool:
@@ -64,8 +102,9 @@ def _parts(value: Any) -> Any:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _repeats(group: dict[str, Any]) -> bool:
-    return len(set(map(id, group["params"]))) != len(group["params"])
+def _repeats(groups: list[dict[str, Any]]) -> bool:
+    places = [id(param) for group in groups for param in group["params"]]
+    return len(set(places)) != len(places)
 
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:

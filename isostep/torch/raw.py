@@ -91,9 +91,7 @@ def _offsets() -> Offsets:
     lists = [[object() for _ in range(n)] for n in (1, 2, 3)]
     return Offsets(
         kind=_find(list(map(id, tensors)), [id(type(t)) for t in tensors], _OBJECT),
-        items=_first(
-            k for k in range(1, _OBJECT) if all(_holds(each, k) for each in lists)
-        ),
+        items=_first(k for k in range(1, _OBJECT) if all(_holds(each, k) for each in lists)),
         impl=_find(list(map(id, tensors)), bases, _OBJECT),
         storage=_find(bases, owners, _TENSOR),
         keys=_find(bases, list(map(keys, tensors)), _TENSOR),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,17 @@ import torch
 from isostep.engines.leaf import Leaf
 from isostep.errors import StateError
 from isostep.rules.base import Domain, Rule
-from isostep.torch.tensors import TORCH_DTYPES, Held, new_tensor, numpy_view
+from isostep.torch.options import Extras
+from isostep.torch.own_step import odd
+from isostep.torch.tensors import (
+    DTYPE_NAMES,
+    TORCH_DTYPES,
+    Held,
+    missing_bytes,
+    new_tensor,
+    numpy_view,
+    oddity,
+)
 
 MASTER = "master_weights"
 EXTRA_SLOTS = {"average": "average", "master": MASTER}
@@ -22,7 +30,9 @@ EXTRA_SLOTS = {"average": "average", "master": MASTER}
 
 
 class StateTensors:
-    """An `Allocate` that keeps its arrays in `optimizer.state`, and finds them there again.
+    """An `Allocate` that finds its arrays in `optimizer.state`, or makes them for it.
+
+    Nothing is written to the state before `commit`.
 
     Args:
         state: `optimizer.state`.
@@ -36,111 +46,81 @@ class StateTensors:
     ) -> None:
         self._state, self._slots = state, {**slots, **EXTRA_SLOTS}
         self._params, self._engine = params, engine
-        self._ours: list[tuple[torch.Tensor, str, torch.Tensor]] = []
-        self._edits = Edits()
-        self._seen: list[Any] = []
+        self.fresh: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        """What the state does not have yet, by parameter and key."""
+        self.found: dict[tuple[str, str], torch.Tensor] = {}
+        """Every tensor that a step will write to, by parameter and key."""
 
     def __call__(
         self, leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
     ) -> Any:
         param = self._params[leaf.name]
-        kept = self._state[param]
         key = self._slots.get(name, name)
         shape, order = _shape(leaf, param, per), _order(leaf, param)
-        tensor = kept.get(key)
+        tensor = kept_of(self._state, param).get(key)
         if not isinstance(tensor, torch.Tensor) or (tensor.is_meta and not param.is_meta):
             number = isinstance(initial, float | int)
             fill = float(initial) if number else 0.0
             tensor = new_tensor(shape, order, TORCH_DTYPES[dtype.name], param, fill)
             if not number:  # a master or an average
                 tensor.copy_(param.detach())
+        check_slot(tensor, key, leaf.name, param)
         if tuple(tensor.shape) != shape:
             raise StateError(
                 f"the state {key!r} of parameter {leaf.name!r} has shape {tuple(tensor.shape)}, "
-                f"and the parameter needs {shape}: the state is another model's"
+                f"and the parameter needs {shape}: load the state of this model, or delete it by "
+                f"optimizer.state.pop(p) after a change of shape"
             )
-        kept[key] = tensor = _placed(param, tensor, order)
-        self.own(param, key, tensor)
+        tensor = _placed(param, tensor, order)
+        self.put(leaf.name, key, tensor)
         if self._engine == "array":
             return Held(tensor.permute(leaf.order[: param.ndim]))
         return numpy_view(tensor).transpose(leaf.order).reshape(-1)
 
-    def own(self, param: torch.Tensor, key: str, tensor: torch.Tensor) -> None:
-        """Count on `tensor` being in the state of `param`."""
-        self._ours.append((param, key, tensor))
+    def put(self, name: str, key: str, tensor: torch.Tensor) -> None:
+        """Have a tensor stand in the state of the parameter `name`, once all is ready."""
+        param = self._params[name]
+        self.found[name, key] = tensor
+        if kept_of(self._state, param).get(key) is not tensor:
+            self.fresh.setdefault(param, {})[key] = tensor
 
-    def watch(self) -> None:
-        """Notice from now on what is done to the state."""
-        for param in {p for p, _, _ in self._ours}:
-            kept = self._state[param]
-            if not isinstance(kept, WatchedState):
-                self._state[param] = kept = WatchedState(kept)
-            kept.edits = self._edits
-        self._seen = [*self._state.values(), None]  # an end, which no state is
-        self._edits.any = False
-
-    def replaced(self) -> bool:
-        """Whether someone has put another tensor in the place of one of these."""
-        now = chain(self._state.values(), (None,))
-        if not self._edits.any and all(map(operator.is_, self._seen, now)):
-            return False
-        if any(self._state.get(p, {}).get(key) is not tensor for p, key, tensor in self._ours):
-            return True
-        self.watch()  # something of the user's own was added
-        return False
+    def commit(self) -> None:
+        """Write to the state what is not there; done twice, it does nothing more."""
+        new: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        for param, fresh in self.fresh.items():
+            kept = self._state.get(param)
+            if kept is None:
+                new[param] = dict(fresh)
+            else:
+                kept.update(fresh)
+        self._state.update(new)
+        self.fresh = {}
 
 
-class Edits:
-    """Whether a dict that reports here has been edited."""
+def kept_of(state: Any, param: torch.Tensor) -> Mapping[str, Any]:
+    """The state of a parameter, without making one."""
+    kept = state.get(param)
+    return {} if kept is None else kept
 
-    any = False
 
+def check_slot(tensor: torch.Tensor, key: str, name: str, param: torch.Tensor) -> None:
+    """Refuse a slot that kernels cannot work on.
 
-class WatchedState(dict[str, Any]):
-    """The state of one parameter: a dict that says when it is edited, so that not every step has
-    to look through all of them. It is saved and copied as a plain dict."""
-
-    __slots__ = ("edits",)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (dict(self),)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        self._edited()
-
-    def __delitem__(self, key: str) -> None:
-        super().__delitem__(key)
-        self._edited()
-
-    def __ior__(self, other: Any) -> Any:
-        self.update(other)
-        return self
-
-    def update(self, *given: Any, **named: Any) -> None:
-        super().update(*given, **named)
-        self._edited()
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        self._edited()
-        return super().setdefault(key, default)
-
-    def pop(self, *given: Any) -> Any:
-        self._edited()
-        return super().pop(*given)
-
-    def popitem(self) -> Any:
-        self._edited()
-        return super().popitem()
-
-    def clear(self) -> None:
-        super().clear()
-        self._edited()
-
-    def _edited(self) -> None:
-        edits = getattr(self, "edits", None)
-        if edits is not None:
-            edits.any = True
+    Raises:
+        NotOurs: torch's operations can.
+        StateError: its memory has been freed.
+    """
+    if tensor.layout is not torch.strided:
+        return  # it is made dense
+    what = f"the state {key!r} of parameter {name!r}"
+    why = oddity(tensor)
+    if not why and (tensor.dtype not in DTYPE_NAMES or tensor.is_complex() != param.is_complex()):
+        why = f"a tensor of {tensor.dtype}"
+    if why:
+        raise odd(what, why)
+    missing = missing_bytes(tensor)
+    if missing:
+        raise StateError(f"the storage of {what} {missing}: load the state anew")
 
 
 def _shape(leaf: Leaf, param: torch.Tensor, per: Domain) -> tuple[int, ...]:
@@ -203,60 +183,55 @@ def recast(
                 kept[slots[slot.name]] = new_tensor(old.shape, order, dtype, param, fill)
 
 
-class StepCounts:
-    """The `step` tensors of all parameters, kept in few blocks so that counting costs no loop.
+class Wanted:
+    """The dtypes that slots have after loading.
 
     Args:
-        state: `optimizer.state`.
-        keeps_step: whether torch's class keeps a `step` for each parameter.
-        slots: torch's names of the rule's slots.
-        own: is told of each tensor that goes into the state.
+        rule: whose slots they are.
+        slots: torch's names of them.
+        extras: what the user asked for.
     """
 
-    def __init__(
-        self,
-        state: Any,
-        keeps_step: bool,
-        slots: Mapping[str, str],
-        own: Callable[[torch.Tensor, str, torch.Tensor], None],
-    ) -> None:
-        self._state, self._keeps_step, self._own = state, keeps_step, own
-        self._slots = tuple(slots.values())
-        self._blocks: list[tuple[torch.Tensor, np.ndarray[Any, Any], slice, int]] = []
-        self._length = 0
+    def __init__(self, rule: Rule, slots: Mapping[str, str], extras: Extras) -> None:
+        asked = extras.slot_dtypes(slots)
+        per = {slot.name: slot.per for slot in rule.slots}
+        # None: as saved. "": that of the arithmetic, which factors have if not asked otherwise.
+        self._dtypes = {
+            key: None
+            if asked.get(slot) == "param"
+            else asked.get(slot, "")
+            if per[slot] == "element"
+            else ""
+            for slot, key in slots.items()
+        }
 
-    def read(self, param: torch.Tensor) -> int:
-        """How many steps the state says that a parameter has had.
+    def restore(self, param: torch.Tensor, kept: Any, saved: Any) -> None:
+        """Undo what torch's loading did to the dtypes of slots.
 
-        Where torch counts none, what matters is whether there was a step at all, and the slots
-        show that.
+        Args:
+            param: the parameter.
+            kept: its state as torch has loaded it, cast to the parameter's dtype; None for none.
+            saved: the state as it was saved, or None.
         """
-        kept = self._state.get(param, {})
-        if self._keeps_step:
-            step = kept.get("step", 0)
-            return 0 if isinstance(step, torch.Tensor) and step.is_meta else int(step)
-        return int(any(isinstance(kept.get(key), torch.Tensor) for key in self._slots))
+        for key, value in (saved or {}).items():
+            now = None if kept is None else kept.get(key)
+            if not isinstance(now, torch.Tensor):
+                continue
+            if key == "step":
+                if now.is_meta and not isinstance(value, torch.Tensor):
+                    # torch makes a tensor of a number on the default device
+                    kept[key] = torch.tensor(float(value), dtype=now.dtype, device="cpu")
+            elif isinstance(value, torch.Tensor):
+                dtype = self._dtype(key, value, param)
+                if now.dtype != dtype:
+                    kept[key] = value.detach().to(now.device, dtype, copy=True)
 
-    def add(self, params: Sequence[torch.Tensor], steps: Sequence[int]) -> None:
-        """Count for the next leaves of the stepper, in its order."""
-        here = slice(self._length, self._length + len(params))
-        self._length = here.stop
-        if self._keeps_step:
-            wide = torch.get_default_dtype() == torch.float64  # as torch.optim has it
-            block = torch.tensor(steps, dtype=torch.float64 if wide else torch.float32)
-            for k, param in enumerate(params):
-                self._state[param]["step"] = own = block[k]
-                self._own(param, "step", own)
-            self._blocks.append((block, block.numpy(), here, block._version))
-
-    def write(self, steps: np.ndarray[Any, Any]) -> None:
-        """Bring the tensors up to date."""
-        for _, view, here, _ in self._blocks:
-            view[...] = steps[here]  # which autograd does not count as an edit
-
-    def edited(self) -> bool:
-        """Whether someone has written to a `step`."""
-        return any(block._version != version for block, _, _, version in self._blocks)
+    def _dtype(self, key: str, saved: torch.Tensor, param: torch.Tensor) -> torch.dtype:
+        asked = self._dtypes.get(key)
+        if asked is None or not saved.is_floating_point():
+            return saved.dtype
+        wide = "float64" if param.dtype == torch.float64 else "float32"
+        return TORCH_DTYPES[asked or wide]
 
 
 def unkept(

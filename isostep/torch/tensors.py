@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from isostep.errors import ParameterError
 from isostep.stepper import as_dtype
+from isostep.torch import raw
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -31,12 +34,26 @@ def real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+_Bytes = ctypes.c_char * (1 << 62)  # an array type for all sizes: making one takes longer
+
+
 def numpy_view(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A NumPy array over the memory of a strided CPU tensor."""
+    """A NumPy array over the memory of a strided CPU tensor.
+
+    It neither keeps the memory alive nor keeps torch from resizing it, as `Tensor.numpy()` does:
+    before it is used again, its owner must have looked whether the tensor is where it was.
+    """
     tensor = real(tensor)
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(as_dtype("bfloat16"))
-    return tensor.numpy()
+    size = tensor.element_size()
+    strides = tuple([size * stride for stride in tensor.stride()])
+    memory = _Bytes.from_address(tensor.data_ptr())
+    return np.ndarray(tuple(tensor.shape), numpy_dtype(tensor.dtype), memory, 0, strides)
+
+
+@functools.cache
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The NumPy dtype of the elements of a tensor, of a complex one's real view."""
+    return as_dtype(DTYPE_NAMES[dtype])
 
 
 class Held:
@@ -48,14 +65,14 @@ class Held:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.dtype = as_dtype(DTYPE_NAMES[tensor.dtype])
+        self.dtype = numpy_dtype(tensor.dtype)
         self.nbytes = tensor.numel() * tensor.element_size()
 
 
 def stand_in(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """An array with the shape and dtype of a tensor that lies elsewhere, and no memory."""
     tensor = real(tensor)
-    one = np.zeros((), dtype=as_dtype(DTYPE_NAMES[tensor.dtype]))
+    one = np.zeros((), dtype=numpy_dtype(tensor.dtype))
     return np.broadcast_to(one, tuple(tensor.shape))
 
 
@@ -63,7 +80,7 @@ def new_tensor(
     shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, like: torch.Tensor, fill: float
 ) -> torch.Tensor:
     """A dense tensor whose memory runs along the axes in `order`; complex if `like` is."""
-    if like.is_complex():
+    if like.is_complex() and not dtype.is_complex:
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
     dense = _empty([shape[axis] for axis in order], dtype, like.device)
     # A complex slot that starts at a number starts there in both its parts, as torch's do.
@@ -84,6 +101,57 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     return torch.from_numpy(words).view(dtype).view(shape)
 
 
+def oddity(tensor: torch.Tensor) -> str:
+    """What keeps kernels from a tensor, in words; empty for a tensor that is memory and no more.
+
+    Operations of torch know what to do with the others: wrappers of tensors, views that negate or
+    conjugate what they show, tensors of a transformation of torch.func.
+    """
+    kind = type(tensor)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter and _behaves(kind):
+        return f"a {kind.__name__}, whose class has operations of its own"
+    if tensor.layout is not torch.strided or raw.keys(tensor) == _plain_keys(tensor.device.type):
+        return ""
+    if tensor.is_inference():
+        return "an inference tensor"
+    if tensor.is_conj() or tensor.is_neg():
+        return "a view that negates or conjugates what it shows"
+    return f"a tensor of {torch._C._dispatch_keys(tensor)}"
+
+
+def _behaves(kind: type[torch.Tensor]) -> bool:
+    """Whether a class of tensors does something of its own in torch's operations."""
+    if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+        return True
+    function = kind.__torch_function__
+    usual = torch.Tensor.__torch_function__.__func__
+    is_usual = getattr(function, "__func__", None) is usual
+    return not is_usual and function is not torch._C._disabled_torch_function_impl
+
+
+@functools.cache
+def _plain_keys(device: str) -> int:
+    """The dispatch keys of a tensor on such a device that is nothing more."""
+    with torch.inference_mode(False):
+        return raw.keys(torch.empty(0, device=device))
+
+
+def reach(tensor: torch.Tensor) -> int:
+    """Bytes from the first element of a strided tensor to the end of its last."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def missing_bytes(tensor: torch.Tensor) -> str:
+    """What a strided tensor lacks of the memory that it shows, in words; else nothing."""
+    needed = tensor.storage_offset() * tensor.element_size() + reach(tensor)
+    needed = needed if tensor.numel() else 0
+    there = tensor.untyped_storage().nbytes()
+    return f"has {there} of the {needed} bytes that it shows" if there < needed else ""
+
+
 REAL_RULES = ("Adafactor",)
 """The rules whose torch classes refuse complex parameters."""
 
@@ -92,7 +160,8 @@ def check_steppable(tensor: torch.Tensor, name: str, rule: str) -> None:
     """Refuse parameters that cannot be stepped.
 
     Raises:
-        ParameterError: not a strided tensor of a known floating dtype, or elements share memory.
+        ParameterError: not a strided tensor of a known floating dtype, elements share memory, or
+            the memory has been freed.
         RuntimeError: complex, and the rule takes real ones only; torch's error.
     """
     if tensor.is_complex() and rule in REAL_RULES:
@@ -107,4 +176,9 @@ def check_steppable(tensor: torch.Tensor, name: str, rule: str) -> None:
         raise ParameterError(
             f"parameter {name!r} is expanded: several of its elements share one place in memory; "
             f"make it with .clone() or .contiguous()"
+        )
+    missing = missing_bytes(tensor)
+    if missing:
+        raise ParameterError(
+            f"the storage of parameter {name!r} {missing}: resize it and fill it before the step"
         )

@@ -120,11 +120,11 @@ def _values(watched: list[dict[Any, Any]]) -> Any:
 
 # -- sources -------------------------------------------------------------------------------------
 
-_HEAD = '''
+_HEAD = """
 from isostep.compile.intrinsics import float16_at, int64_at
 
-'''
-_TENSORS = '''
+"""
+_TENSORS = """
 
 def {name}_tensors(low, high, context):
     w = int64_at(context)
@@ -149,8 +149,8 @@ def {name}_tensors(low, high, context):
 {axis}
         here += 2 * ndim
     verdict[0] = 1
-'''
-_DICTS = '''
+"""
+_DICTS = """
 
 def {name}_dicts(low, high, context):
     w = int64_at(context)
@@ -161,7 +161,7 @@ def {name}_dicts(low, high, context):
         dictionary = int64_at(items[k])
 {words}
     verdict[0] = 1
-'''
+"""
 
 
 def _words(at: raw.Offsets) -> list[str]:

@@ -331,7 +331,7 @@ class TestDialects:
             source.step()
         optimizer = AdamW(make_params(shapes=[(4,)]), dialect="keras")
         optimizer.load_state_dict(source.state_dict())
-        assert optimizer._iteration == 5
+        assert optimizer._counted.iteration == 5
 
     def test_a_rule_that_the_dialect_lacks_is_refused_at_construction(self) -> None:
         with pytest.raises(isostep.UnknownNameError, match="Paddle has no Adafactor"):
