@@ -121,7 +121,7 @@ class StepCounts:
         self._read.call()
         if not self._edits[0]:
             return False
-        edited = np.flatnonzero(self._now != self._known)
+        edited = np.flatnonzero(self._now != self._known).tolist()
         counts = [checked(float(self._now[k]), f"parameter {self._names[k]!r}") for k in edited]
         self.steps[edited] = counts
         self._known[edited] = self._now[edited]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError
-from isostep.stepper import Engine, Stepper
+from isostep.stepper import Stepper
 from isostep.torch.arrivals import Arrivals
 from isostep.torch.lazy import densified
 from isostep.torch.overlap import Stretches
@@ -43,12 +43,13 @@ class Gradients:
     ) -> None:
         self._stepper, self._params, self._rule = stepper, params, rule
         self._written = written
-        self._engine: Engine = stepper.engine
         self.tensors: list[Any] = []
         """One for each leaf: a tensor, a NumPy array that is a copy of one, or None."""
         self.addresses: NDArray[np.int64] = np.zeros(len(params), dtype=np.int64)
         usual = [not leaf.staged and not p.is_complex() for leaf, p in self._pairs()]
-        self._arrivals = Arrivals(params, usual, written) if self._engine == "native" else None
+        self._arrivals = (
+            Arrivals(params, usual, written) if self._stepper.engine == "native" else None
+        )
         self._dtypes = [p.dtype for p in params]
         self._names = tuple(DTYPE_NAMES[dtype] for dtype in self._dtypes)
 
@@ -95,7 +96,7 @@ class Gradients:
         leaf = self._stepper.leaves[k]
         g = self._plain(leaf, g, lambda: weight_decay(k))
         self._check(leaf, g, self._params[k])
-        if self._engine == "array":
+        if self._stepper.engine == "array":
             self.tensors[k] = g if leaf.in_order else g.permute(leaf.order)
         elif g.stride() == self._params[k].stride() and not leaf.staged:
             self.tensors[k], self.addresses[k] = g, g.data_ptr()
@@ -110,7 +111,7 @@ class Gradients:
         if g.layout is not torch.strided:
             by_element = works_by_element(self._stepper.recipe(leaf))
             g = densified(g, self._rule, weight_decay(), by_element)
-        if self._engine == "native":
+        if self._stepper.engine == "native":
             g = g.detach()
         if g.is_conj() or g.is_neg() or g._is_zerotensor():
             g = g.clone() if g._is_zerotensor() else g.resolve_conj().resolve_neg()

@@ -7,7 +7,6 @@ torch's own; state is kept under torch's names; only the arithmetic is isostep's
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch._compile import _disable_dynamo
 from isostep import extension, rules
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
+from isostep.lock import Lock
 from isostep.plan import Plan
 from isostep.rates import LR_RATIO
 from isostep.report import Report
@@ -50,7 +50,7 @@ class FusedStep(torch.optim.Optimizer):
     ) -> None:
         extras = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
         self._extras = checked(extras)
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._begin()
         self._patterns = Patterns()  # those that are given have their effect here
         patterns = Patterns(as_groups(groups), exclusions(exclude_from_weight_decay), lr_ratio)
@@ -301,7 +301,9 @@ class FusedStep(torch.optim.Optimizer):
             if self._extras.ema is None and self._extras.style.steps_per == "parameter":
                 return super().state_dict()
             base = torch.optim.Optimizer
-            handle = base.register_state_dict_post_hook(self, FusedStep._add_counts, prepend=True)
+            handle = base.register_state_dict_post_hook(
+                self, lambda _, saved: self._add_counts(saved), prepend=True
+            )
             try:
                 return super().state_dict()
             finally:
@@ -325,7 +327,7 @@ class FusedStep(torch.optim.Optimizer):
         super().__setstate__(state)
         counts = self.__dict__.pop("_saved_counts", None)
         if counts is not None:  # unpickled, not loaded: there was no constructor
-            self._lock = threading.RLock()
+            self._lock = Lock()
             self._begin(*counts)
         self._binding = None
 

@@ -13,6 +13,7 @@ import torch
 from isostep import dialects, extension
 from isostep.extension import Cause
 
+_core: Any = torch._C
 POINTS = dialects.get("torch").extension_points
 
 
@@ -87,9 +88,9 @@ def odd(what: str, oddity: str) -> NotOurs:
 def is_watched() -> bool:
     """Whether someone follows torch's operations."""
     return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        _core._len_torch_dispatch_stack()
+        or _core._functorch.peek_interpreter_stack() is not None
+        or _core._get_tracing_state() is not None
     )
 
 

@@ -1,4 +1,4 @@
-"""Where torch and Python keep what a step looks at: offsets into their objects, found by comparison.
+"""Where torch and Python keep what a step looks at: offsets in their objects, found by comparison.
 
 A question to torch costs a tenth of a microsecond, and a step has a dozen of them for each of
 hundreds of tensors. The answers stand in memory, so machine code can read them, if it knows where.
@@ -95,7 +95,7 @@ def _offsets() -> Offsets:
         impl=_find(list(map(id, tensors)), bases, _OBJECT),
         storage=_find(bases, owners, _TENSOR),
         keys=_find(bases, list(map(keys, tensors)), _TENSOR),
-        start=_find(bases, [t.storage_offset() for t in tensors], _TENSOR),
+        start=_find(bases, [int(t.storage_offset()) for t in tensors], _TENSOR),
         ndim=ndim,
         dtype=_dtype_place(),
         data=_find(owners, [s.data_ptr() for s in storages], _STORAGE),

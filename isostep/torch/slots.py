@@ -213,8 +213,10 @@ class Wanted:
             kept: its state as torch has loaded it, cast to the parameter's dtype; None for none.
             saved: the state as it was saved, or None.
         """
-        for key, value in (saved or {}).items():
-            now = None if kept is None else kept.get(key)
+        if kept is None or saved is None:
+            return
+        for key, value in saved.items():
+            now = kept.get(key)
             if not isinstance(now, torch.Tensor):
                 continue
             if key == "step":

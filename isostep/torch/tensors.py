@@ -46,7 +46,7 @@ def numpy_view(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     tensor = real(tensor)
     size = tensor.element_size()
     strides = tuple([size * stride for stride in tensor.stride()])
-    memory = _Bytes.from_address(tensor.data_ptr())
+    memory: Any = _Bytes.from_address(tensor.data_ptr())
     return np.ndarray(tuple(tensor.shape), numpy_dtype(tensor.dtype), memory, 0, strides)
 
 
@@ -119,7 +119,7 @@ def oddity(tensor: torch.Tensor) -> str:
     return f"a tensor of {torch._C._dispatch_keys(tensor)}"
 
 
-def _behaves(kind: type[torch.Tensor]) -> bool:
+def _behaves(kind: Any) -> bool:
     """Whether a class of tensors does something of its own in torch's operations."""
     if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
         return True

@@ -33,7 +33,7 @@ def training(rule: str, options: dict[str, Any]) -> Training:
         "vector": torch.nn.Parameter(torch.randn(7, dtype=torch.float64)),
     }
     if options.get("differentiable"):
-        params = {name: p.clone() for name, p in params.items()}
+        params = {name: p.detach() for name, p in params.items()}  # else no longer leaves
     optimizer: Any = getattr(isostep.torch, rule)(params.items(), **options)
 
     def step(taken: int) -> None:
