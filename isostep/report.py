@@ -16,6 +16,8 @@ SUMS = ("grad_sq", "update_sq", "param_sq", "nonfinite")
 class GroupReport:
     """Euclidean norms over one group, and its non-finite gradient elements.
 
+    Elements whose squares are no normal numbers may count as zero: in float32 those below 1e-19.
+
     Args:
         name: the group's pattern, or `"(default)"`.
         grad_norm: of the gradient, after the loss scale is divided out and before clipping.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from isostep import flushing
 from isostep.compile.arrays import Array
 from isostep.engines.cohort import Cohort
 from isostep.engines.leaf import AnyArray, Leaf
@@ -59,6 +60,7 @@ def row_runner(stepper: Stepper, index: int, rows: Any, values: AnyArray) -> Nat
         [(1, 1, width)] * len(rows),
         np.full(len(rows), index),
         title=stepper.rule.name,
+        guards=flushing.guards(recipe),
     )
     return NativeRunner(cohort, np.stack(columns, axis=1))
 

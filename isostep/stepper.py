@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isostep import commit
+from isostep import commit, flushing
 from isostep import recipe as recipes
 from isostep.compile.arrays import Array
 from isostep.compile.layout import Layout
@@ -383,6 +383,7 @@ class Stepper:
                 [(1, 1, leaf.array.size) if recipe.idle else leaf.shape3 for leaf in leaves],
                 np.array(members),
                 title=self.rule.name,
+                guards=flushing.guards(recipe),
             )
             (ready.idle if recipe.idle else ready.runners).append(self._runner(cohort, leaves))
         return ready

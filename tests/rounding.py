@@ -3,9 +3,10 @@
 A recipe is written for any namespace. Run here, on `Bounded` numbers, it yields beside each value
 the error that its own expressions can have gathered in an arithmetic of unit roundoff u: every
 operation adds u times its result and passes on the errors of its operands (running error analysis:
-Wilkinson 1965; Higham, "Accuracy and stability of numerical algorithms", section 3.3). What is
-flushed to zero adds the smallest normal number. A fused multiply-add rounds once where two
-roundings are counted.
+Wilkinson 1965; Higham, "Accuracy and stability of numerical algorithms", section 3.3). Below the
+smallest normal number a result adds half the distance of two denormal ones, or the smallest normal
+number if it may be flushed to zero. A fused multiply-add rounds once where two roundings are
+counted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import isostep
+from isostep import flushing
 from isostep import recipe as recipes
+from isostep.compile.arrays import Array
 from isostep.compile.layout import SUM_BLOCK
 
 from .table import UNIT_ROUNDOFF
@@ -26,9 +29,35 @@ from .table import UNIT_ROUNDOFF
 SMALLEST = {
     "float64": 2.0**-1022,
     "float32": 2.0**-126,
-    "float16": 2.0**-24,
+    "float16": 2.0**-14,
     "bfloat16": 2.0**-126,
 }
+
+
+class Arithmetic(NamedTuple):
+    """How numbers are rounded.
+
+    Args:
+        dtype: of results.
+        flushes: whether what is smaller than the smallest normal number may become zero.
+    """
+
+    dtype: str
+    flushes: bool = False
+
+    @property
+    def unit(self) -> float:
+        return UNIT_ROUNDOFF[self.dtype]
+
+    @property
+    def least(self) -> float:
+        """The error of a result however small it is; denormal numbers are as far apart as the
+        smallest normal ones."""
+        smallest = SMALLEST[self.dtype]
+        # Of float64 half the distance of two denormal numbers is no number any more.
+        return smallest if self.flushes else max(smallest * self.unit, 2.0**-1074)
+
+
 FIRST_ORDER = 1.0 + 1e-6  # the bound is computed in float64 itself
 
 
@@ -37,27 +66,31 @@ class Bounded:
 
     __array_ufunc__ = None  # NumPy's operators leave the work to this class
 
-    def __init__(self, value: Any, error: Any, dtype: str) -> None:
-        self.value, self.error, self.dtype = value, error, dtype
+    def __init__(self, value: Any, error: Any, arithmetic: Arithmetic) -> None:
+        self.value, self.error, self.arithmetic = value, error, arithmetic
 
     def rounded(self, value: Any, error: Any) -> Bounded:
         value = np.asarray(value, dtype=np.float64)
-        own = UNIT_ROUNDOFF[self.dtype] * (np.abs(value) + error) + SMALLEST[self.dtype]
+        own = self.arithmetic.unit * (np.abs(value) + error) + self.arithmetic.least
         own = np.where((value == 0) & (np.asarray(error) == 0), 0.0, own)  # an exact zero
-        return Bounded(value, (error + own) * FIRST_ORDER, self.dtype)
+        return Bounded(value, (error + own) * FIRST_ORDER, self.arithmetic)
 
     def stored(self, dtype: str) -> Bounded:
         """As it is read again from an array of `dtype`."""
-        if dtype == self.dtype:
+        if dtype == self.arithmetic.dtype:
             return self
-        kept = Bounded(self.value, self.error, dtype).rounded(self.value, self.error)
-        return Bounded(kept.value, kept.error, self.dtype)
+        # Conversions to float16 are no part of what is flushed.
+        stores = Arithmetic(dtype, self.arithmetic.flushes and dtype != "float16")
+        kept = Bounded(self.value, self.error, stores).rounded(self.value, self.error)
+        return Bounded(kept.value, kept.error, self.arithmetic)
 
     def _as(self, other: Any) -> Bounded:
-        return other if isinstance(other, Bounded) else Bounded(np.float64(other), 0.0, self.dtype)
+        if isinstance(other, Bounded):
+            return other
+        return Bounded(np.float64(other), 0.0, self.arithmetic)
 
     def __neg__(self) -> Bounded:
-        return Bounded(-self.value, self.error, self.dtype)
+        return Bounded(-self.value, self.error, self.arithmetic)
 
     def __add__(self, other: Any) -> Bounded:
         other = self._as(other)
@@ -67,7 +100,7 @@ class Bounded:
 
     def __sub__(self, other: Any) -> Bounded:
         if other is self:
-            return Bounded(self.value - self.value, 0.0, self.dtype)
+            return Bounded(self.value - self.value, 0.0, self.arithmetic)
         return self + -self._as(other)
 
     def __rsub__(self, other: Any) -> Bounded:
@@ -139,7 +172,7 @@ class BoundedNamespace:
         return x.rounded(value, np.where(certain | (either == 0), error, either))
 
     def isfinite(self, x: Bounded) -> Bounded:
-        return Bounded(np.isfinite(x.value).astype(np.float64), 0.0, x.dtype)
+        return Bounded(np.isfinite(x.value).astype(np.float64), 0.0, x.arithmetic)
 
     def after(self, x: Bounded, decided: Any) -> Bounded:
         return x
@@ -158,7 +191,7 @@ class BoundedNamespace:
         error = np.broadcast_to(x.error, np.shape(x.value)).sum(axis=axis, keepdims=True)
         # Short blocks are summed in the dtype of the arithmetic, in any order; blocks in float64.
         terms = np.size(x.value) // np.size(error)
-        own = min(terms, SUM_BLOCK) * UNIT_ROUNDOFF[x.dtype] + terms * UNIT_ROUNDOFF["float64"]
+        own = min(terms, SUM_BLOCK) * x.arithmetic.unit + terms * UNIT_ROUNDOFF["float64"]
         error = error + own * np.abs(x.value).sum(axis=axis, keepdims=True)
         return x.rounded(x.value.sum(axis=axis, keepdims=True), error)
 
@@ -174,21 +207,26 @@ def _both(x: Any, y: Any) -> tuple[Bounded, Bounded]:
     return known._as(x), known._as(y)
 
 
+_EXACT = Arithmetic("float64")
+
+
 class Twin:
     """Follows an optimizer step by step and knows how far rounding may have led it astray.
 
     Args:
         optimizer: any engine's; its state must be exact when the twin is made.
+        flushes: whether kernels flush denormal numbers; None: as they decide it.
     """
 
-    def __init__(self, optimizer: isostep.Optimizer) -> None:
+    def __init__(self, optimizer: isostep.Optimizer, flushes: bool | None = None) -> None:
+        self._flushes = flushes
         self._stepper = optimizer._stepper
         self._leaves = [leaf for leaf in self._stepper.leaves if leaf.array.size]
         self._state = {leaf.name: self._exact(leaf) for leaf in self._leaves}
 
     def _exact(self, leaf: Any) -> dict[str, Bounded]:
         return {
-            name: Bounded(array.astype(np.float64).reshape(self._shape(leaf, name)), 0.0, "")
+            name: Bounded(array.astype(np.float64).reshape(self._shape(leaf, name)), 0.0, _EXACT)
             for name, array in leaf.arrays.items()
         }
 
@@ -218,14 +256,14 @@ class Twin:
     def _run(
         self, leaf: Any, grads: Mapping[str, Any], loss_scale: float, totals: Any
     ) -> tuple[dict[str, Bounded], list[Bounded]]:
-        compute = "float64" if leaf.array.dtype == np.float64 else "float32"
-        inputs = {n: Bounded(b.value, b.error, compute) for n, b in self._state[leaf.name].items()}
         g = grads[leaf.name]
         recipe = replace(self._stepper.recipe(leaf), idle=g is None)
+        compute = self._arithmetic(leaf, recipe, g, loss_scale)
+        inputs = {n: Bounded(b.value, b.error, compute) for n, b in self._state[leaf.name].items()}
         if g is not None:
             exact = leaf.dense(g).astype(np.float64).reshape(leaf.shape3)
             inputs["grad"] = Bounded(exact, 0.0, compute)
-            if compute == "float32" and g.dtype == np.float64:
+            if compute.dtype == "float32" and g.dtype == np.float64:
                 inputs["grad"] = inputs["grad"].rounded(exact, 0.0)
         xp = BoundedNamespace(totals, leaf.swapped)
         result = recipes.step(xp, recipe, inputs, self._coefficients(leaf, compute, loss_scale))
@@ -233,17 +271,31 @@ class Twin:
             result.stores["model"] = result.stores["param"]
         return result.stores, xp.own
 
-    def _coefficients(self, leaf: Any, compute: str, loss_scale: float) -> SimpleNamespace:
-        """Rounded to the dtype of the arithmetic where a kernel reads them."""
+    def _arithmetic(self, leaf: Any, recipe: Any, g: Any, loss_scale: float) -> Arithmetic:
+        dtype = "float64" if leaf.array.dtype == np.float64 else "float32"
+        if self._flushes is not None:
+            return Arithmetic(dtype, self._flushes)
+        arrays = [Array(name, array.dtype.name) for name, array in leaf.arrays.items()]
+        arrays += [] if g is None else [Array("grad", g.dtype.name)]
+        needed = flushing.bounds(flushing.guards(recipe), arrays)
+        return Arithmetic(dtype, flushing.unfelt(needed, self._numbers(leaf, loss_scale)))
+
+    def _numbers(self, leaf: Any, loss_scale: float) -> dict[str, Any]:
         stepper = self._stepper
         index = stepper.leaves.index(leaf)
         counts = stepper.dialect.steps_per == "parameter"
         t = int(stepper.steps[index] if counts else stepper.iteration) + 1
-        c = stepper._fold({}, (leaf.group, t, leaf.array.dtype.name), loss_scale)
-        rounded = {name: np.float64(getattr(np, compute)(value)) for name, value in c.items()}
-        return SimpleNamespace(
-            **{name: Bounded(c[name], abs(rounded[name] - c[name]), compute) for name in c}
-        )
+        return stepper._fold({}, (leaf.group, t, leaf.array.dtype.name), loss_scale)
+
+    def _coefficients(self, leaf: Any, compute: Arithmetic, loss_scale: float) -> SimpleNamespace:
+        """Rounded to the dtype of the arithmetic where a kernel reads them."""
+        found: dict[str, Bounded] = {}
+        for name, exact in self._numbers(leaf, loss_scale).items():
+            rounded = float(getattr(np, compute.dtype)(exact))
+            if compute.flushes and abs(rounded) < SMALLEST[compute.dtype]:
+                rounded = 0.0
+            found[name] = Bounded(np.float64(exact), abs(rounded - exact), compute)
+        return SimpleNamespace(**found)
 
     def bounds(self) -> dict[str, Any]:
         """The bound of each array's error, named and shaped as `table.state_of` does."""

@@ -256,15 +256,6 @@ def test_an_infinite_norm_does_what_the_framework_does(
         assert np.isnan(p["b"]).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("config", named(*PLAIN, "adafactor-torch"), ids=str)
-@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-38, 1e-30, 1e-20])
-def test_tiny_gradients_agree_with_unflushed_arithmetic(config: Config, size: float) -> None:
-    params = {"p": np.linspace(-1, 1, 77, dtype=np.float32)}
-    params["denormal"] = np.full(9, 1e-40, np.float32)
-    steps = [{n: np.full(p.shape, size, np.float32) for n, p in params.items()} for _ in range(3)]
-    assert_engines_agree(config, params, steps)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("config", [c for c in FORMS if c in SINGLE], ids=str)
 def test_all_zero_gradients_leave_parameters_alone(config: Config, engine: str) -> None:
@@ -275,16 +266,6 @@ def test_all_zero_gradients_leave_parameters_alone(config: Config, engine: str) 
     for _ in range(3):
         optimizer.step({n: np.zeros_like(p) for n, p in params.items()})
     assert_same_bits(params, before)
-
-
-def test_kernels_flush_denormals_and_the_process_does_not() -> None:
-    p = {"p": np.ones(1 << 17, np.float32)}
-    optimizer = BY_NAME["adam"].optimizer(p, weight_decay=lambda t: 1e-30)
-    optimizer.step({"p": np.full(1 << 17, 1e-20, np.float32)})
-    assert not optimizer.slots("p")["exp_avg_sq"].any()  # (1e-20)^2 is a denormal
-    assert np.float32(1e-40) * np.float32(1) != 0
-    tiny = np.full(1000, 1e-40, np.float32)
-    assert (tiny * np.float32(1)).all()
 
 
 # -- splitting, merging, order ---------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """From generated source to a callable address: Numba once, then the cache.
 
 Numba turns source into LLVM code. Around each function goes an entry point with the signature that
-Numba's thread pools call, which switches flush-to-zero on and back. The machine code is kept in
-`cache`, and loading it needs llvmlite only: a warm start imports no Numba.
+Numba's thread pools call, which switches flush-to-zero on or off, as its caller says, and back. The
+machine code is kept in `cache`, and loading it needs llvmlite only: a warm start imports no Numba.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from isostep.lock import Lock
 llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
 
 _lock = Lock()
-_kernels: dict[str, Kernel] = {}
+_kernels: dict[tuple[str, int | None], Kernel] = {}
 _engines: list[Any] = []  # owners of loaded code: it lives as long as the process
 _DEEP = 16 << 20  # bytes of stack for the compiler, of which it uses what it needs
 compilations = 0
@@ -51,14 +51,21 @@ class Kernel:
     compiled: bool
 
 
-def build(source: str) -> Kernel:
-    """The machine code of `source`, from memory, disk or compiler."""
-    found = _kernels.get(source)
+def build(source: str, flushing: int | None = None) -> Kernel:
+    """The machine code of a module, from memory, disk or compiler.
+
+    Args:
+        source: the module.
+        flushing: place of the word in the context that says whether denormal numbers are flushed
+            to zero while a function runs: 1 or 0. None: it runs in the mode of its thread.
+    """
+    known = source, flushing
+    found = _kernels.get(known)
     if found is None:
         with _lock:
-            found = _kernels.get(source)
+            found = _kernels.get(known)
             if found is None:
-                found = _kernels[source] = _on_deep_stack(lambda: _build(source))
+                found = _kernels[known] = _on_deep_stack(lambda: _build(source, flushing))
     return found
 
 
@@ -88,16 +95,16 @@ def _on_deep_stack(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def _build(source: str) -> Kernel:
+def _build(source: str, flushing: int | None) -> Kernel:
     global compilations
-    name = cache.key(source, _environment())
+    name = cache.key(source, str(flushing), _environment())
     functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
     words = {f.name: len(f.args.args) for f in functions}
     entries = {function: f"isostep_{name}_{function}" for function in words}
     code = cache.load(name)
     compiled = code is None
     if code is None:
-        code = _compile(source, entries, words)
+        code = _compile(source, entries, words, flushing)
         compilations += 1
         cache.save(name, code, source)
     engine = _load(code)
@@ -156,7 +163,9 @@ def _load(code: bytes) -> Any:
     return engine
 
 
-def _compile(source: str, entries: dict[str, str], words: dict[str, int]) -> bytes:
+def _compile(
+    source: str, entries: dict[str, str], words: dict[str, int], flushing: int | None
+) -> bytes:
     numba: Any = importlib.import_module("numba")
     if numba.config.DISABLE_JIT:
         raise RuntimeError(
@@ -184,7 +193,8 @@ def _compile(source: str, entries: dict[str, str], words: dict[str, int]) -> byt
         (signature,) = dispatcher.signatures
         text = dispatcher.inspect_llvm(signature)
         inner = dispatcher.overloads[signature].fndesc.llvm_func_name
-        part = llvm.parse_assembly(text + _entry_point(entry, inner, words[function]))
+        entry_point = _entry_point(entry, inner, words[function], flushing)
+        part = llvm.parse_assembly(text + entry_point)
         part.verify()
         if module is None:
             module = part
@@ -193,40 +203,49 @@ def _compile(source: str, entries: dict[str, str], words: dict[str, int]) -> byt
     return target.emit_object(module)
 
 
-_FLUSH = {
+_X86 = (
     # MXCSR: flush-to-zero is bit 15, denormals-are-zero bit 6
-    "x86_64": (
-        """
-  %word = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %word)
-  %before = load i32, ptr %word
-  %flushing = or i32 %before, 32832
-  store i32 %flushing, ptr %word
-  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+    """
+  %place = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %place)
+  %before = load i32, ptr %place
+  %others = and i32 %before, -32833
+  %flag = trunc i64 %flushes to i32
+  %bits = mul i32 %flag, 32832
+  %mode = or i32 %others, %bits
+  store i32 %mode, ptr %place
+  call void @llvm.x86.sse.ldmxcsr(ptr %place)
 """,
-        """
-  store i32 %before, ptr %word
-  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+    """
+  store i32 %before, ptr %place
+  call void @llvm.x86.sse.ldmxcsr(ptr %place)
 """,
-    ),
+)
+_ARM = (
     # FPCR: flush-to-zero is bit 24
-    "aarch64": (
-        """
+    """
   %before = call i64 asm sideeffect "mrs $0, fpcr", "=r"()
-  %flushing = or i64 %before, 16777216
-  call void asm sideeffect "msr fpcr, $0", "r"(i64 %flushing)
+  %others = and i64 %before, -16777217
+  %bits = mul i64 %flushes, 16777216
+  %mode = or i64 %others, %bits
+  call void asm sideeffect "msr fpcr, $0", "r"(i64 %mode)
 """,
-        """
+    """
   call void asm sideeffect "msr fpcr, $0", "r"(i64 %before)
 """,
-    ),
-}
-_FLUSH["AMD64"] = _FLUSH["x86_64"]
-_FLUSH["arm64"] = _FLUSH["aarch64"]
+)
+_MODES = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
+"""What sets the mode of floating-point arithmetic by `%flushes`, and what sets it back."""
 
 
-def _entry_point(entry: str, inner: str, words: int) -> str:
-    before, after = _FLUSH.get(platform.machine(), ("", ""))
+def _entry_point(entry: str, inner: str, words: int, flushing: int | None) -> str:
+    before, after = "", ""
+    if flushing is not None and platform.machine() in _MODES:
+        before, after = _MODES[platform.machine()]
+        before = f"""
+  %place_of_flag = getelementptr i64, ptr %context, i64 {flushing}
+  %flushes = load i64, ptr %place_of_flag
+{before}"""
     given = range(words - 1)
     loads = "".join(
         f"""

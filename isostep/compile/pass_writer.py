@@ -16,6 +16,8 @@ from isostep.compile.trace import Symbol
 
 CONTEXT = ("chunks", "arrays", "shapes", "scalars", "tensor_sums", "column_sums", "tasks")
 """The tables whose addresses a kernel finds at its `context`, eight bytes each."""
+FLUSHING = len(CONTEXT)
+"""The place of the word behind them, which says whether denormal numbers are flushed: 1 or 0."""
 
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">="}
 _FUNCTIONS = {

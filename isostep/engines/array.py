@@ -119,6 +119,9 @@ class ArrayRunner:
         """What stands for generated source here."""
         return f"# {self.cohort.title}: evaluated node by node by {self.xp.name}\n"
 
+    def begin(self, coefficients: dict[str, Any]) -> None:
+        """Nothing depends on them but what `run` is given."""
+
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
         step = self.cohort.schedule.passes[number]

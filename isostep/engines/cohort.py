@@ -22,6 +22,7 @@ from isostep.compile.arrays import Array, compute_dtype
 from isostep.compile.layout import Layout, Shape3
 from isostep.compile.schedule import Schedule
 from isostep.compile.trace import Symbol
+from isostep.rules.base import Guards
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ class Cohort:
         shapes: each tensor as (batch, rows, columns).
         members: for each tensor its place in the optimizer.
         title: what the kernel does, for people.
+        guards: what keeps it from feeling that denormal numbers are flushed; see `flushing`.
     """
 
     schedule: Schedule
@@ -45,6 +47,7 @@ class Cohort:
     shapes: list[Shape3]
     members: NDArray[np.intp]
     title: str
+    guards: Guards | None = None
     sizes: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +72,10 @@ class Runner(Protocol):
     @property
     def source(self) -> str:
         """The text of what runs."""
+        ...
+
+    def begin(self, coefficients: dict[str, Any]) -> None:
+        """Take in the coefficients of a step."""
         ...
 
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
@@ -166,6 +173,8 @@ def _execute(
     runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]], progress: Progress
 ) -> Outcome:
     values = [_Values(r.cohort, c) for r, c in zip(runners, coefficients, strict=True)]
+    for runner, given in zip(runners, coefficients, strict=True):
+        runner.begin(given)
     for number in range(max((len(v.schedule.passes) for v in values), default=0)):
         _combine(values, number)
         if number and values[0].blocked:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isostep import flushing
 from isostep.commit import Progress
 from isostep.compile import layout as walk
 from isostep.compile import machine_code
 from isostep.compile.arrays import Array
 from isostep.compile.numba_source import scratch_bytes, write_module
-from isostep.compile.pass_writer import CONTEXT
+from isostep.compile.pass_writer import CONTEXT, FLUSHING
 from isostep.compile.schedule import Schedule
 from isostep.engines import threads
 from isostep.engines.cohort import Cohort, Floats
@@ -40,7 +41,7 @@ class NativeRunner:
     def __init__(self, cohort: Cohort, addresses: Table) -> None:
         self.cohort = cohort
         self.addresses = np.ascontiguousarray(addresses, dtype=np.int64)
-        self.kernel = machine_code.build(self.source)
+        self.kernel = machine_code.build(self.source, FLUSHING)
         self._shapes = np.array([s[1:] for s in cohort.shapes], dtype=np.int64)
         self._tasks = np.zeros((0, len(walk.COLUMN_TASK)), dtype=np.int64)
         column_sums = 0
@@ -59,6 +60,8 @@ class NativeRunner:
         self._bounds: dict[tuple[int, bool], Table] = {}
         self._scratch_bytes = scratch_bytes(*self._form)
         self._scratch: list[NDArray[np.uint8]] = []
+        self._guards = flushing.bounds(cohort.guards, cohort.arrays)
+        self.flushes = False
         self._passes = [_PassTables(self, number) for number in range(len(cohort.schedule.passes))]
 
     @property
@@ -74,6 +77,14 @@ class NativeRunner:
     def refresh(self, name: str, addresses: Table) -> None:
         """Set the addresses of array `name`, one for each tensor."""
         self.addresses[:, self.cohort.column(name)] = addresses
+
+    def begin(self, coefficients: dict[str, Any]) -> None:
+        """Decide whether the passes of this step flush denormal numbers."""
+        flushes = flushing.unfelt(self._guards, coefficients)
+        if flushes is not self.flushes:
+            for tables in self._passes:
+                tables.flush(flushes)
+            self.flushes = flushes
 
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
@@ -127,11 +138,16 @@ class _PassTables:
             "column_sums": runner._column_sums,
             "tasks": runner._tasks,
         }
-        self._context = np.array([tables[name].ctypes.data for name in CONTEXT], dtype=np.int64)
+        addresses = [tables[name].ctypes.data for name in CONTEXT]
+        self._context = np.array([*addresses, 0], dtype=np.int64)  # the last at FLUSHING
         self._context_address = int(self._context.ctypes.data)
         code = runner.kernel.addresses
         self._sweep = code[f"pass_{number}"]
         self._columns = code.get(f"columns_{number}")
+
+    def flush(self, on: bool) -> None:
+        """Say whether denormal numbers are flushed from now on."""
+        self._context[FLUSHING] = on
 
     def run(self, scalars: list[Any], progress: Progress) -> list[Floats]:
         runner = self._runner

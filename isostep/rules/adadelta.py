@@ -16,7 +16,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from isostep.rules.base import WEIGHT_DECAY, Hyperparameter, Rule, Slot, Slots, unit_interval
+from isostep.rules.base import WEIGHT_DECAY, Guard, Hyperparameter, Rule, Slot, Slots, unit_interval
 
 
 def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
@@ -46,4 +46,5 @@ ADADELTA = Rule(
     ),
     coefficients=coefficients,
     update=update,
+    guards=lambda o: ((Guard("eps"),),),
 )

@@ -32,6 +32,8 @@ from typing import Any
 from isostep.rules.average import toward
 from isostep.rules.base import (
     WEIGHT_DECAY,
+    Guard,
+    Guards,
     Hyperparameter,
     Rule,
     Slot,
@@ -110,6 +112,15 @@ def update(
     return -step, new
 
 
+def guards(o: SimpleNamespace) -> Guards:
+    if o.clamp_eps:
+        # A row over a mean of eps1 passes its error on eps1-fold, beside the floor eps1^2.
+        found: Guards = ((Guard("second_moment_floor", degree=1.5),),)
+    else:
+        found = ((Guard("eps1"),),)
+    return (*found, (Guard("scale_floor", power=0.5),)) if o.parameter_scale else found
+
+
 ADAFACTOR = Rule(
     name="Adafactor",
     hyperparameters=(
@@ -140,5 +151,6 @@ ADAFACTOR = Rule(
     update=update,
     switches=switches,
     factored_axes=factored_axes,
+    guards=guards,
     decay="decoupled",
 )

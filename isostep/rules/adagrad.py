@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from isostep.rules.base import WEIGHT_DECAY, Hyperparameter, Rule, Slot, Slots
-from isostep.rules.epsilon import EPS_IN_ROOT, eps_coefficients
+from isostep.rules.epsilon import EPS_IN_ROOT, eps_coefficients, eps_guards
 
 
 def coefficients(xp: Any, t: Any, h: SimpleNamespace) -> dict[str, Any]:
@@ -48,4 +48,5 @@ ADAGRAD = Rule(
     coefficients=coefficients,
     update=update,
     switches=lambda h: {"zero_where_empty": h.zero_where_empty},
+    guards=eps_guards,
 )

@@ -33,7 +33,7 @@ from isostep.rules.base import (
     Slots,
     unit_interval,
 )
-from isostep.rules.epsilon import scaled
+from isostep.rules.epsilon import eps_guards, scaled
 
 
 def switches(h: SimpleNamespace) -> dict[str, Any]:
@@ -111,6 +111,7 @@ ADAM = Rule(
     coefficients=coefficients,
     update=update,
     switches=switches,
+    guards=eps_guards,
 )
 
 ADAMW = replace(

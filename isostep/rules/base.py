@@ -159,6 +159,27 @@ class Slot:
     meant_by: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Guard:
+    """A coefficient that keeps a denominator away from zero.
+
+    Args:
+        coefficient: its name.
+        power: what it is added to, or bounds from below, has an absolute error of tau^power if
+            numbers below tau, the smallest normal one, are taken for zero: 1 for a mean of
+            squares, 1/2 for its root.
+        degree: the power of the coefficient that stands there.
+    """
+
+    coefficient: str
+    power: float = 1.0
+    degree: float = 1.0
+
+
+Guards = tuple[tuple[Guard, ...], ...]
+"""Groups of guards; in each of them one suffices."""
+
+
 def _no_switches(h: SimpleNamespace) -> dict[str, Any]:
     return {}
 
@@ -184,6 +205,8 @@ class Rule:
             `factored` is added to them for rules with `factored_axes`.
         factored_axes: `(shape, h) -> (row axis, column axis)` of a tensor that keeps factors, or
             None for one that does not.
+        guards: `o -> Guards`: what keeps the rule's divisions away from zero, by which kernels know
+            whether they may flush denormal numbers; see `isostep.flushing`. None: nothing is known.
         decay: where weight decay acts unless a dialect or user says otherwise: `"coupled"` adds it
             to the gradient, `"decoupled"` shrinks the parameter.
     """
@@ -197,6 +220,7 @@ class Rule:
     factored_axes: Callable[[tuple[int, ...], SimpleNamespace], tuple[int, int] | None] = field(
         default=_no_factors, repr=False
     )
+    guards: Callable[[SimpleNamespace], Guards] | None = field(default=None, repr=False)
     decay: Literal["coupled", "decoupled"] = "coupled"
 
     @property

@@ -5,9 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from isostep.rules.base import Hyperparameter
+from isostep.rules.base import Guard, Guards, Hyperparameter
 
 EPS_IN_ROOT = Hyperparameter("eps_in_root", False, "add epsilon inside the square root, not after")
+
+
+def eps_guards(o: SimpleNamespace) -> Guards:
+    """The guards of that denominator, for a mean of squares `v`."""
+    return ((Guard("eps", power=0.5), Guard("eps_root")),)
 
 
 def eps_coefficients(h: SimpleNamespace) -> dict[str, Any]:

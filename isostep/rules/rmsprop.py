@@ -19,7 +19,7 @@ from typing import Any
 
 from isostep.rules.average import toward
 from isostep.rules.base import WEIGHT_DECAY, Hyperparameter, Rule, Slot, Slots, is_on, unit_interval
-from isostep.rules.epsilon import EPS_IN_ROOT, eps_coefficients
+from isostep.rules.epsilon import EPS_IN_ROOT, eps_coefficients, eps_guards
 from isostep.rules.momentum import BUFFER, apply_momentum, momentum_coefficients
 
 
@@ -88,4 +88,5 @@ RMSPROP = Rule(
     coefficients=coefficients,
     update=update,
     switches=switches,
+    guards=eps_guards,
 )

@@ -340,7 +340,18 @@ def errors() -> dict[str, list[str]]:
     return found
 
 
-LOOKS = (options, dtypes, gradients, in_place, transformations, chosen, threads, errors)
+def denormals() -> dict[str, float]:
+    """First steps of Adam over their rate, where XLA's threads flush the squares to zero."""
+    found: dict[str, float] = {}
+    for eps, size in ((1e-20, 1e-18), (0.0, 1e-20), (1e-8, 1e-20)):
+        adam = isostep.jax.adam(0.5, eps=eps, engine="native")
+        params, grads = {"w": jnp.ones(5, "float32")}, {"w": jnp.full(5, size, "float32")}
+        after, _ = jax.jit(adam.apply)(params, grads, adam.init(params))
+        found[str(eps)] = float((1 - after["w"][0]) / 0.5)
+    return found
+
+
+LOOKS = (denormals, options, dtypes, gradients, in_place, transformations, chosen, threads, errors)
 
 if __name__ == "__main__":
     import sys

@@ -113,3 +113,13 @@ def test_errors_say_what_is_wrong(case: str, looks: Any) -> None:
 
 def test_a_program_runs_again_after_an_error(looks: Any) -> None:
     assert looks["errors"]["after"][0] == "[0.75, 0.75, 0.75]"
+
+
+def test_kernels_compute_with_denormals_where_an_epsilon_is_too_small_to_hide_them(
+    looks: Any,
+) -> None:
+    """The first update is g / (|g| + eps); a square of 1e-40 has 11 digits in base 2."""
+    found = looks["denormals"]
+    assert found["1e-20"] == pytest.approx(1 / 1.01, rel=2e-3)
+    assert found["0.0"] == pytest.approx(1.0, rel=2e-2)
+    assert found["1e-08"] == pytest.approx(0.0, abs=1e-6)
