@@ -121,9 +121,10 @@ class Bounded:
         other = self._as(other)
         quotient = self.value / other.value
         sure = np.maximum(np.abs(other.value) - other.error, 0.0)
-        # Exactly zero over anything but zero is exactly zero.
         error = (self.error + np.abs(quotient) * other.error) / sure
-        return self.rounded(quotient, np.where((self.value == 0) & (self.error == 0), 0.0, error))
+        # Exactly zero over anything but zero is exactly zero.
+        exact = (self.value == 0) & (self.error == 0) & (sure > 0)
+        return self.rounded(quotient, np.where(exact, 0.0, error))
 
     def __rtruediv__(self, other: Any) -> Bounded:
         return self._as(other) / self
