@@ -211,3 +211,7 @@ DIALECT = Dialect(
         "bias with the powers of the step after; isostep with those of the step",
     ),
 )
+
+STEPPED = {"Adam": "_parameter_list", "AdamW": "_parameter_list"}
+"""The attribute that the step of a class takes parameters from, `_param_groups` in all others. If
+dicts are in it, it takes them from `_param_groups` in each."""

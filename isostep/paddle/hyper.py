@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import paddle
@@ -21,6 +21,10 @@ from isostep.errors import HyperparameterError
 from isostep.recipe import Clip
 from isostep.rules import Rule
 from isostep.stepper import HyperGroup
+
+_of_parameter = attrgetter("name", "optimize_attr", "regularizer", "need_clip")
+_its_rate = itemgetter("learning_rate")
+_PLAIN = (float, int, bool, str, type(None))
 
 OF_ALL = ("amsgrad",)
 """Arguments that Paddle does not look for in groups."""
@@ -59,7 +63,7 @@ class Hyperparameters:
 
     def __init__(self, optimizer: Any, rule: Rule, spelling: Spelling) -> None:
         self._optimizer, self._rule, self._spelling = optimizer, rule, spelling
-        self._named = [a for a in spelling.arguments if a not in ("learning_rate", "weight_decay")]
+        self._named = of_rule(spelling)
         self._decoupled = spelling.decay == "decoupled"
 
     def raw(self, params: Sequence[Any], owners: Sequence[int]) -> list[Any]:
@@ -70,19 +74,17 @@ class Hyperparameters:
             owners: the parameter group of each.
         """
         optimizer = self._optimizer
-        scales = _scales(params)
+        names, rates, regularizers, needs = _attributes(params)
         ratio, chosen = optimizer.lr_ratio, optimizer.decays
         return [
             self.settings(),
             list(owners),
-            scales,
-            [
-                own if own is None else _reading(own)
-                for own in _attributes(params, "regularizer", None)
-            ],
-            _attributes(params, "need_clip", True),
+            _scales(rates),
+            _readings(regularizers),
+            needs,
             None if ratio is None else [_ratio(ratio(p), p) for p in params],
-            None if chosen is None else [bool(chosen(p.name)) for p in params],
+            None if chosen is None else [bool(chosen(name)) for name in names],
+            names,
         ]
 
     def settings(self) -> list[dict[str, Any]]:
@@ -94,10 +96,10 @@ class Hyperparameters:
         optimizer = self._optimizer
         found = {a: getattr(optimizer, attribute(optimizer, a)) for a in self._named}
         found |= {a: group[a] for a in self._named if a in group and a not in OF_ALL}
-        found = {a: _plain(a, value) for a, value in found.items()}
+        found = {a: plain(a, value) for a, value in found.items()}
         if self._decoupled:
             decay = group.get("weight_decay", optimizer._weight_decay)
-            found["weight_decay"] = _plain("weight_decay", decay)
+            found["weight_decay"] = plain("weight_decay", decay)
         elif "regularization_coeff" in group:  # Momentum's
             found["weight_decay"] = group["regularization_coeff"]
         else:
@@ -138,7 +140,7 @@ class Hyperparameters:
         Raises:
             HyperparameterError: a value is out of its range.
         """
-        settings, owners, scales, regularizers, needs, ratios, decaying = raw
+        settings, owners, scales, regularizers, needs, ratios, decaying, _ = raw
         apart = self.foreign(raw)
         found: dict[Any, int] = {}
         groups: list[HyperGroup] = []
@@ -200,9 +202,19 @@ class Hyperparameters:
         return next(k for k in range(len(settings)) if same(k))
 
 
+def of_rule(spelling: Spelling) -> list[str]:
+    """The arguments that only the rule reads."""
+    return [a for a in spelling.arguments if a not in ("learning_rate", "weight_decay")]
+
+
 def attribute(optimizer: Any, argument: str) -> str:
     """Where Paddle's classes keep an argument."""
     return f"_{argument}" if hasattr(optimizer, f"_{argument}") else argument
+
+
+def held_as(optimizer: Any, argument: str) -> bool:
+    """Whether an optimizer has an argument as an attribute."""
+    return hasattr(optimizer, attribute(optimizer, argument))
 
 
 def as_clip(clip: Any) -> Clip | None:
@@ -230,17 +242,32 @@ def _reading(regularizer: Any) -> Any:
     return regularizer if coefficient is None else coefficient
 
 
-def _attributes(params: Sequence[Any], name: str, default: Any) -> list[Any]:
+def _attributes(params: Sequence[Any]) -> list[Sequence[Any]]:
+    """Of all parameters the name, and what they say of their rate, regularisation and clipping."""
+    if not params:
+        return [(), (), (), ()]
     try:
-        return list(map(attrgetter(name), params))
+        return list(zip(*map(_of_parameter, params), strict=True))
     except AttributeError:  # tensors that are not made as parameters
-        return [getattr(p, name, default) for p in params]
+        defaults = {"name": "", "optimize_attr": None, "regularizer": None, "need_clip": True}
+        return [[getattr(p, name, least) for p in params] for name, least in defaults.items()]
 
 
-def _scales(params: Sequence[Any]) -> list[Factor]:
+def _readings(regularizers: Sequence[Any]) -> Sequence[Any]:
+    """What each regularisation is read as; None of none."""
+    if regularizers.count(None) == len(regularizers):
+        return regularizers
+    return tuple([own if own is None else _reading(own) for own in regularizers])
+
+
+def _scales(rates: Sequence[Any]) -> list[Factor]:
     """The factor on the learning rate of each parameter."""
-    attributes = _attributes(params, "optimize_attr", None)
-    found = [(a or {}).get("learning_rate", 1.0) for a in attributes]
+    try:
+        found = list(map(_its_rate, rates))
+    except (TypeError, KeyError):
+        found = [(a or {}).get("learning_rate", 1.0) for a in rates]
+    if set(map(type, found)) == {float}:
+        return found
     return [scale if type(scale) is float else _factor(scale) for scale in found]
 
 
@@ -248,7 +275,7 @@ def _factor(scale: Any) -> Factor:
     if not isinstance(scale, paddle.Tensor) and hasattr(scale, "get_defining_op"):
         # a variable of a program
         return OwnRate(scale)
-    number = float(_plain("learning_rate of a parameter", scale))
+    number = float(plain("learning_rate of a parameter", scale))
     return OwnRate(number) if isinstance(scale, paddle.Tensor) else number
 
 
@@ -260,9 +287,9 @@ def _ratio(ratio: Any, param: Any) -> float:
     return float(ratio)
 
 
-def _plain(name: str, value: Any) -> Any:
+def plain(name: str, value: Any) -> Any:
     """Hyperparameters as Python numbers: Paddle takes tensors for some."""
-    if isinstance(value, bool | int | float | str | None):
+    if type(value) in _PLAIN or isinstance(value, float | int | str):
         return value
     if not hasattr(value, "item"):
         raise HyperparameterError(f"{name}={value!r} is not a number: give one, or a tensor of one")

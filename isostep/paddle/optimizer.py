@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
-from itertools import compress
+from functools import partial
+from itertools import chain, compress, repeat
+from operator import attrgetter, is_not
 from typing import Any, ClassVar
 
-import numpy as np
 import paddle
 from paddle.base import core, framework
 from paddle.jit.sot import psdb
@@ -21,15 +22,19 @@ from paddle.optimizer.lr import LRScheduler
 
 from isostep import rules
 from isostep.dialects import Spelling
-from isostep.errors import HyperparameterError
+from isostep.dialects.paddle import STEPPED
+from isostep.errors import HyperparameterError, ParameterError
+from isostep.extension import Cause
+from isostep.lock import Lock
 from isostep.paddle import accumulators, own_step
-from isostep.paddle.binding import Binding
+from isostep.paddle.arrays import Arrays
+from isostep.paddle.binding import Binding, Roster
 from isostep.paddle.hyper import Hyperparameters, attribute
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
-from isostep.paddle.powers import Powers
 from isostep.paddle.program import ArrayStep
 from isostep.paddle.state import Saved, canonical, load, named
+from isostep.paddle.tensors import check_names, check_steppable
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.stepper import Engine, Options
@@ -39,6 +44,9 @@ WIDE = ("Adam", "AdamW", "Adafactor")
 UNDECAYED = ("Adam",)
 """The rules whose classes in Paddle refuse weight decay of a parameter with a sparse gradient."""
 Pairs = Sequence[tuple[Any, Any]]
+Tensor: Any = paddle.Tensor
+_is_there = partial(is_not, None)
+_is_initialized, _stops = Tensor._is_initialized, attrgetter("stop_gradient")
 Framework: Any = object
 """Stands for the class of Paddle that follows `FusedStep` in the bases."""
 
@@ -57,11 +65,12 @@ class FusedStep(Framework):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = {k: kwargs.pop(k) for k in list(kwargs) if k in Extras.__dataclass_fields__}
         self._extras = checked(given)
+        self._lock = Lock()
         self._binding: Binding | None = None
         self._counts: dict[str, int] = {}
         self._iteration, self._skipped = 0, 0
         self._report: Report | None = None
-        self._ran_without_kernels = ""
+        self.ran_without_kernels = ""
         self._left = False
         arguments = type(self).paddle_signature.bind(*args, **kwargs).arguments
         ratio = arguments.pop("lr_ratio", None)
@@ -87,7 +96,7 @@ class FusedStep(Framework):
         params = self.all_parameters()
         hyper.groups(hyper.raw(params, self.owners([(p, None) for p in params])))
 
-    def _refuse_extras(self, cause: own_step.Cause) -> None:
+    def _refuse_extras(self, cause: Cause) -> None:
         used = self._extras.used() + ["lr_ratio"] * (self.lr_ratio is not None)
         own_step.refuse(self, cause, used)
 
@@ -102,7 +111,13 @@ class FusedStep(Framework):
     @property
     def grouped(self) -> bool:
         """Whether there are parameter groups."""
-        return bool(self._param_groups) and isinstance(self._param_groups[0], dict)
+        listed = self._listed
+        return bool(listed) and isinstance(listed[0], dict)
+
+    @property
+    def _listed(self) -> Any:
+        """What the step of Paddle's class goes through."""
+        return getattr(self, STEPPED.get(self.spelling.class_name, "_param_groups"))
 
     @property
     def lr_ratio(self) -> Callable[[Any], float] | None:
@@ -144,6 +159,12 @@ class FusedStep(Framework):
         self._create_global_learning_rate()
         return self._global_learning_rate()
 
+    @property
+    def wide(self) -> bool:
+        """Whether accumulators are float32 also beside a parameter of low precision."""
+        narrow = getattr(self, "_use_lowprecision_moment", False)
+        return bool(self._multi_precision) or (self.rule in WIDE and not narrow)
+
     def options(self) -> Options:
         """What a step does besides the rule."""
         return Options(
@@ -151,7 +172,7 @@ class FusedStep(Framework):
             nonfinite=self._extras.nonfinite,
             unscale=self.loss_scale != 1.0,
             master_weights=bool(self._multi_precision),
-            state_dtype=None if self._multi_precision or self.rule in WIDE else "param",
+            state_dtype=None if self.wide else "param",
             report=self._extras.report,
         )
 
@@ -183,14 +204,22 @@ class FusedStep(Framework):
         """The parameter group of each."""
         if not self.grouped:
             return [0] * len(pairs)
-        found = {id(p): k for k, group in enumerate(self._param_groups) for p in group["params"]}
+        roster = self._roster()
+        found = dict(zip(map(id, roster.params), roster.owners, strict=True))
         return [found.get(id(p), 0) for p, _ in pairs]
 
     def all_parameters(self) -> list[Any]:
         """All parameters."""
+        return self._roster().params
+
+    def _roster(self) -> Roster:
+        """All parameters, and the group of each, as Paddle's own step finds them."""
         if self.grouped:
-            return [p for group in self._param_groups for p in group["params"]]
-        return list(self._parameter_list or ())
+            parts = [list(group["params"]) for group in self._param_groups]
+            owners = [k for k, part in enumerate(parts) for _ in part]
+            return Roster(list(chain.from_iterable(parts)), owners)
+        params = list(self._listed or ())
+        return Roster(params, [0] * len(params))
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -207,6 +236,9 @@ class FusedStep(Framework):
         Raises:
             GradientError: under `nonfinite="raise"`, a gradient is infinite or NaN; or its shape
                 or dtype is not one that can be stepped.
+            StateError: an accumulator was replaced by one that its parameter cannot have.
+            HyperparameterError: the step would be Paddle's own, as for parameters that share
+                memory, and an option is set that Paddle does not have.
         """
         psdb.breakgraph()
         loss = None
@@ -224,65 +256,116 @@ class FusedStep(Framework):
         if cause is not None:
             self._leave(cause, super().step)
             return
-        params = self.all_parameters()
+        roster = self._roster()
+        params, owners = roster.params, roster.owners
         grads = core.eager.get_all_grads(params) if params else []
-        if any(hasattr(p, "main_grad") for p in params):  # float32 gradients that fleet keeps
+        if any(map(hasattr, params, repeat("main_grad"))):  # float32 gradients that fleet keeps
             found = [getattr(p, "main_grad", None) for p in params]
             grads = [g if m is None else m for m, g in zip(found, grads, strict=True)]
-        live = [g is not None and not p.stop_gradient for p, g in zip(params, grads, strict=True)]
-        if not all(live):
-            params, grads = list(compress(params, live)), list(compress(grads, live))
-        self._apply_now(params, grads, super().step)
-
-    def _leave(self, cause: own_step.Cause, own: Callable[..., Any], *args: Any) -> Any:
-        """Leave a step to Paddle's own class.
-
-        Args:
-            cause: why.
-            own: Paddle's method.
-            *args: of the method.
-        """
-        self._refuse_extras(cause)
-        self._unbind()
-        self._report, self._ran_without_kernels = None, "paddle.optimizer"
-        before, self._left = self._left, True
-        try:
-            return own(*args)
-        finally:
-            self._left = before
+        if all(map(_is_there, grads)) and not any(map(_stops, params)):
+            own = roster
+        else:
+            there = zip(params, grads, strict=True)
+            live = [g is not None and not p.stop_gradient for p, g in there]
+            params, owners, grads = (list(compress(x, live)) for x in (params, owners, grads))
+            own = Roster(params, owners)
+        self._apply_now(roster, own, grads, super().step)
 
     def _apply_now(
-        self, params: list[Any], grads: list[Any], own: Callable[..., Any], *args: Any
+        self,
+        roster: Roster,
+        own: Roster,
+        grads: list[Any],
+        theirs: Callable[..., Any],
+        *args: Any,
     ) -> None:
         """Step in a dynamic graph.
 
         Args:
-            params, grads: the parameters and their gradients.
-            own: what of Paddle's does the same.
+            roster: all parameters of the optimizer, and their groups.
+            own: those that are stepped.
+            grads: their gradients.
+            theirs: what of Paddle's does the same.
             *args: of that.
         """
-        if not params or self._stopped():
+        if not own.params or self._stopped():
             return
-        with paddle.no_grad():
-            binding = self._binding
-            if binding is not None and self._by_binding(binding, params, grads, usual=True):
+        found: Any = self._binding
+        if found is None or not found.same(roster) or not found.has(own):
+            own, grads = _with_memory(own, grads)
+            if not own.params:
                 return
-            self._refuse_decayed_rows(grads)
-            if own_step.repeats(params):
-                self._leave(own_step.TWICE, own, *args)
-            elif self._extras.engine == "native" and _on_cpu(params):
-                self._by_kernels(params, grads)
-            else:
-                self._by_array(list(zip(params, grads, strict=True)))
+            with paddle.no_grad():
+                found = self._made(roster, own, grads)
+        if isinstance(found, Cause):
+            cause = found
+        else:
+            cause = found.powers_of_no_count()
+            if cause is None:
+                self._report = found.step(own, grads)
+                return
+        with paddle.no_grad():
+            self._leave(cause, theirs, *args, stepped=own.params)
 
-    def _refuse_decayed_rows(self, grads: Sequence[Any]) -> None:
-        if self.rule not in UNDECAYED or self.regularization is None:
-            return
-        if any(g.is_selected_rows() for g in grads):
-            raise RuntimeError(
-                f"{self.rule} with weight_decay does not take sparse gradients, as in Paddle: set "
-                f"weight_decay=None, or use AdamW"
+    def _made(self, roster: Roster, own: Roster, grads: list[Any]) -> Binding | Arrays | Cause:
+        """What steps some parameters, made for them; or why the step is Paddle's own."""
+        before = self._binding
+        self._unbind()
+        if own_step.repeats(own.params):
+            return own_step.TWICE
+        native = self._extras.engine == "native" and _on_cpu(own.params)
+        if native and before is not None and before.same(roster):
+            wanted = own.joined(before.own, roster)
+        else:
+            wanted = own
+        check_names(wanted.params)
+        for param in wanted.params:
+            check_steppable(param)
+        accumulators.create(self, wanted.params, wanted.owners)
+        cause = own_step.of_memory(self, wanted.params, strided=not native)
+        if cause is not None:
+            return cause
+        rule = rules.get(self.rule)
+        if not native:
+            return Arrays(self, rule, own, grads)
+        made = Binding(self, rule, self._counts, roster, wanted)
+        made.stepper.iteration, made.stepper.skipped = self._iteration, self._skipped
+        if not (made.same(roster) and made.has(own)):
+            raise ParameterError(
+                "a parameter or an accumulator was moved in memory by a function of the step "
+                "(lr_ratio, apply_decay_param_fun, a scheduler): nothing was changed"
             )
+        self._binding = made
+        return made
+
+    def _leave(
+        self,
+        cause: Cause,
+        theirs: Callable[..., Any],
+        *args: Any,
+        stepped: Sequence[Any] = (),
+    ) -> Any:
+        """Leave a step to Paddle's own class.
+
+        Args:
+            cause: why.
+            theirs: Paddle's method.
+            *args: of the method.
+            stepped: the parameters that it steps, as far as that is counted here.
+        """
+        self._refuse_extras(cause)
+        self._unbind()
+        counts = self._counts.copy()
+        for param in stepped:
+            counts[param.name] = counts.get(param.name, 0) + 1
+        self._report, self.ran_without_kernels = None, "paddle.optimizer"
+        before, self._left = self._left, True
+        try:
+            result = theirs(*args)
+        finally:
+            self._left = before
+        self.count(counts, self._iteration + bool(stepped), self._skipped)
+        return result
 
     def _stopped(self) -> bool:
         """Whether a gradient scaler has found a non-finite gradient."""
@@ -291,59 +374,36 @@ class FusedStep(Framework):
             self._set_auxiliary_var("found_inf", bool(found))
         return bool(found)
 
-    def _by_kernels(self, params: list[Any], grads: list[Any]) -> None:
-        binding = self._binding
-        if binding is None or binding.stale():
-            self._unbind()
-            self._binding = binding = Binding(self, rules.get(self.rule), self._counts)
-            binding.stepper.iteration = self._iteration
-        self._by_binding(binding, params, grads, usual=False)
+    def check_rows(self) -> None:
+        """Refuse gradients that have rows only, where Paddle does.
 
-    def _by_binding(
-        self, binding: Binding, params: list[Any], grads: list[Any], usual: bool
-    ) -> bool:
-        """Step by kernels; whether there was a step."""
-        try:
-            if usual:
-                done, report = binding.usual_step(params, grads)
-            else:
-                pairs = list(zip(params, grads, strict=True))
-                done, report = True, binding.step(pairs, self.owners(pairs))
-        except BaseException:
-            self._unbind()  # whatever it had come to
-            raise
-        finally:
-            self._iteration = binding.stepper.iteration
-            self._skipped += binding.stepper.skipped
-            binding.stepper.skipped = 0
-        if done:
-            self._report = report
-        return done
-
-    def _by_array(self, pairs: Pairs) -> None:
-        self._unbind()
-        step = ArrayStep(self, rules.get(self.rule), pairs, self.owners(pairs))
-        params = [p for p, _ in pairs]
-        powers = Powers(self, params, step.values_of_each)
-        counts = np.array([self._counts.get(p.name, 0) for p in params], dtype=np.int64)
-        powers.follow(counts)
-        names = [p.name for p in params]
-        done, self._report = step.now(
-            self._iteration, dict(zip(names, counts.tolist(), strict=True))
-        )
-        self._ran_without_kernels = "array code, paddle"
-        if done:
-            counts += 1
-            powers.write(counts)
-            self._counts |= dict(zip(names, counts.tolist(), strict=True))
-            self._iteration += 1
-        else:
-            self._skipped += 1
+        Raises:
+            RuntimeError: the rule decays its parameters by their gradients; Paddle's error.
+        """
+        if self.rule in UNDECAYED and self.regularization is not None:
+            raise RuntimeError(
+                f"{self.rule} with weight_decay does not take sparse gradients, as in Paddle: set "
+                f"weight_decay=None, or use AdamW"
+            )
 
     def _unbind(self) -> None:
         if self._binding is not None:
-            self._counts = self.steps()
-            self._binding = None
+            self.__dict__.update(self._counted(), _binding=None)
+
+    def count(self, counts: Mapping[str, int], iteration: int, skipped: int) -> None:
+        """Note the steps so far, of parameters by Paddle's name and of the optimizer, where
+        nothing is bound."""
+        known = {**self._counts, **counts}
+        self.__dict__.update(_counts=known, _iteration=iteration, _skipped=skipped)
+
+    def _counted(self) -> dict[str, Any]:
+        """The counts of now, as the attributes that hold them where nothing is bound."""
+        made = None if self._binding is None else self._binding.stepper
+        return {
+            "_counts": self.steps(),
+            "_iteration": self._iteration if made is None else made.iteration,
+            "_skipped": self._skipped if made is None else made.skipped,
+        }
 
     def steps(self) -> dict[str, int]:
         """The steps of all parameters that have had one, by Paddle's name."""
@@ -385,7 +445,8 @@ class FusedStep(Framework):
         pairs = [(p, g) for p, g in params_grads if g is not None and not p.stop_gradient]
         params = [p for p, _ in pairs]
         if paddle.in_dynamic_mode():
-            self._apply_now(params, [g for _, g in pairs], own, *args)
+            stepped = Roster(params, self.owners(pairs))
+            self._apply_now(self._roster(), stepped, [g for _, g in pairs], own, *args)
             return []
         if own_step.repeats(params):
             return self._leave(own_step.TWICE, own, *args)
@@ -424,7 +485,8 @@ class FusedStep(Framework):
         found = {canonical(key): value for key, value in super().state_dict().items()}
         steps = self.steps()
         if steps:
-            saved = Saved(self.parameter_names(), steps, self._iteration, self._skipped)
+            counted = self._counted()
+            saved = Saved(self.parameter_names(), steps, counted["_iteration"], counted["_skipped"])
             found["isostep"] = saved.plain()
         return found
 
@@ -456,19 +518,17 @@ class FusedStep(Framework):
                     "LR_Scheduler state must be included in the state dict except LambdaDecay"
                 )
         loaded = load(self, state_dict)
+        made = loaded.made()
         if isinstance(scheduler, LRScheduler) and state_dict.get("LR_Scheduler"):
             scheduler.set_state_dict(state_dict["LR_Scheduler"])
-        self._binding = None
-        with paddle.no_grad():
-            loaded.write()
-        self._counts = loaded.counts
-        self._iteration, self._skipped = loaded.iteration, loaded.skipped
+        self.__dict__.update({**made, "_binding": None})  # in one go: whole or not at all
 
     load_state_dict = set_state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have memory of their own."""
-        return {**vars(self), "_binding": None, "_counts": self.steps()}
+        with self._lock:
+            return {**vars(self), **self._counted(), "_binding": None}
 
     def parameter_names(self) -> list[tuple[str | None, str]]:
         """Of each parameter its name in the model, if it is known, and Paddle's."""
@@ -505,16 +565,21 @@ class FusedStep(Framework):
         return self._report
 
     @property
+    def iteration(self) -> int:
+        """How many steps the optimizer has had."""
+        return self._counted()["_iteration"]
+
+    @property
     def skipped(self) -> int:
         """How many steps were skipped for a non-finite gradient."""
-        return self._skipped
+        return self._counted()["_skipped"]
 
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel: engine, layout and dtype."""
         if self._binding is not None:
             return self._binding.stepper.ran
-        return [self._ran_without_kernels] if self._ran_without_kernels else []
+        return [self.ran_without_kernels] if self.ran_without_kernels else []
 
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
@@ -531,7 +596,17 @@ def _on_cpu(params: Sequence[Any]) -> bool:
     return all(p.place.is_cpu_place() and not p.is_dist() for p in params)
 
 
+def _with_memory(own: Roster, grads: list[Any]) -> tuple[Roster, list[Any]]:
+    """The parameters that have memory, and their gradients: Paddle's step passes over others."""
+    if all(map(_is_initialized, own.params)):
+        return own, grads
+    there = list(map(_is_initialized, own.params))
+    params, owners, grads = (list(compress(x, there)) for x in (own.params, own.owners, grads))
+    return Roster(params, owners), grads
+
+
 @no_eval_frame
 def _step_now(optimizer: FusedStep) -> None:
     """The step itself, which a compiled training step calls as it is."""
-    optimizer._step_in_graph()
+    with optimizer._lock:
+        optimizer._step_in_graph()

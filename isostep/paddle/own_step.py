@@ -5,7 +5,7 @@ It runs on the same groups and accumulators, so an optimizer may go from one to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import paddle
@@ -14,6 +14,9 @@ from paddle.base import framework
 from isostep import dialects, extension
 from isostep.errors import ParameterError
 from isostep.extension import Cause
+from isostep.paddle.accumulators import tensors
+from isostep.paddle.memory import overlapping
+from isostep.paddle.tensors import has_memory
 
 POINTS = dialects.get("paddle").extension_points
 
@@ -30,6 +33,50 @@ _VARIABLE = Cause(
     "with a variable of a program as hyperparameter, which Paddle's own operations take",
     "give a number",
 )
+
+
+def of_memory(optimizer: Any, params: Sequence[Any], strided: bool = False) -> Cause | None:
+    """Why parameters or what is kept for them lie in memory so that Paddle's own step is due.
+
+    Args:
+        optimizer: that has accumulators for them.
+        params: dense, with memory.
+        strided: take them also where they are not contiguous.
+    """
+    found: list[tuple[str, Any]] = []
+    for param in params:
+        found.append((f"parameter {param.name!r}", param))
+        found += [
+            (f"the {name} of parameter {param.name!r}", tensor)
+            for name, tensor in tensors(optimizer, param).items()
+            if has_memory(tensor)
+        ]
+    for name, tensor in found:
+        if not strided and not tensor.is_contiguous():
+            return Cause(
+                f"with {name} not contiguous, which Paddle's own step copies",
+                "give it contiguous memory: tensor.set_value(tensor.contiguous())",
+            )
+    contiguous = [(name, tensor) for name, tensor in found if tensor.is_contiguous()]
+    shared = overlapping([tensor for _, tensor in contiguous])
+    if shared:
+        first, second = (contiguous[k][0] for k in shared)
+        return Cause(
+            f"with memory that {first} and {second} share: Paddle's own step writes one after the "
+            f"other",
+            "give each its own memory",
+        )
+    return None
+
+
+def of_power(param: Any) -> Cause:
+    """Why powers of the betas that stand for no count of steps ask for Paddle's own step."""
+    return Cause(
+        f"with powers of the betas of {param.name!r} that no count of steps gives, as after a "
+        f"change of the betas",
+        "leave the betas as they are, or set the accumulators beta1_pow_acc and beta2_pow_acc to "
+        "beta ** (steps + 1)",
+    )
 
 
 def cause(optimizer: Any, params: Iterable[Any]) -> Cause | None:

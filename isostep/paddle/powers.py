@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isostep.compile import machine_code
 from isostep.engines import threads
-from isostep.paddle.accumulators import called, master
+from isostep.paddle.accumulators import called, check, master
 from isostep.paddle.tensors import addresses, dtype_name
 
 POWERS = {"beta1_pow_acc": "beta1", "beta2_pow_acc": "beta2"}
@@ -56,15 +56,27 @@ class Powers:
         optimizer: whose they are.
         params: its parameters, in the order of the counts that go with them.
         values: the hyperparameters of each parameter.
+
+    Attributes:
+        tensors: the powers themselves. Whoever calls `follow` or `write` must have seen that they
+            lie where they lay.
+
+    Raises:
+        StateError: a power is not a number of the dtype that its parameter is stepped in.
     """
 
     def __init__(
         self, optimizer: Any, params: Sequence[Any], values: Sequence[Mapping[str, Any]]
     ) -> None:
         found: dict[str, list[tuple[int, str, Any]]] = {}
+        self.tensors: list[Any] = []
         for k, param in enumerate(params):
+            dtype = "float64" if dtype_name(param.dtype) == "float64" else "float32"
             for name, tensor in powers(optimizer, param).items():
-                found.setdefault(dtype_name(tensor.dtype), []).append((k, name, tensor))
+                shape = () if tensor._is_initialized() and tensor.ndim == 0 else (1,)
+                check(name, param.name, tensor, shape, dtype)
+                found.setdefault(dtype, []).append((k, name, tensor))
+                self.tensors.append(tensor)
         self._parts = [_Part(dtype, held) for dtype, held in found.items()]
         self.set_betas(values)
 
@@ -72,6 +84,7 @@ class Powers:
         """Go by other hyperparameters from now on."""
         for part in self._parts:
             part.betas = np.array([values[k][POWERS[n]] for k, n in part.owners], dtype=np.float64)
+            part.known = np.full(len(part.owners), np.nan)  # they may be powers of others
 
     def write(self, steps: NDArray[np.int64]) -> None:
         """Set all powers to what they are after so many steps of each parameter."""
@@ -80,17 +93,27 @@ class Powers:
             part.run("write")
             part.known = part.values.copy()
 
-    def follow(self, steps: NDArray[np.int64]) -> None:
-        """Bring the counts in line with powers that someone else has written."""
+    def follow(self, steps: NDArray[np.int64]) -> int | None:
+        """Bring the counts in line with powers that someone else has written.
+
+        Args:
+            steps: the counts, which are written.
+
+        Returns:
+            The place of a parameter whose powers are those of no count; None if there is none.
+        """
         for part in self._parts:
             part.run("read")
             for n in np.flatnonzero(part.values != part.known):
                 k, _ = part.owners[n]
                 same = part.places == k
-                steps[k] = agreed(
-                    dict(zip(part.betas[same], part.values[same], strict=True)), int(steps[k])
-                )
+                read = list(zip(part.betas[same].tolist(), part.values[same], strict=True))
+                count = agreed(read, int(steps[k]))
+                if count is None:
+                    return k
+                steps[k] = count
             part.known = part.values.copy()
+        return None
 
 
 class _Part:
@@ -102,9 +125,8 @@ class _Part:
         self.places = np.array([k for k, _ in self.owners], dtype=np.intp)
         self.betas = np.zeros(len(held))
         self.values = np.zeros(len(held), dtype=dtype)
-        self.known = np.full(len(held), np.nan, dtype=dtype)  # nothing yet
-        self._tensors = [tensor for _, _, tensor in held]  # their memory must stay
-        self._where = addresses(self._tensors)
+        self.known = np.zeros(len(held), dtype=dtype)
+        self._where = addresses([tensor for _, _, tensor in held])
         tables = [self._where.ctypes.data, self.values.ctypes.data]
         self._context = np.array(tables, dtype=np.int64)
         self._bounds = np.array([[0, len(held)]], dtype=np.int64)
@@ -125,20 +147,49 @@ def power_after(beta: float, steps: int) -> float:
     return beta ** (steps + 1)
 
 
-def agreed(read: Mapping[float, Any], steps: int) -> int:
+Read = Sequence[tuple[float, Any]]
+"""Betas, each with its power, a NumPy scalar."""
+
+
+def agreed(read: Read, steps: int) -> int | None:
     """The steps that powers stand for; a count that they agree with stays.
 
     Args:
-        read: the powers, NumPy scalars of their dtype, by beta.
+        read: betas and powers.
         steps: the count that is believed.
+
+    Returns:
+        The count; None if the powers are those of no count, as after a change of the betas, of
+        which Paddle keeps the product.
     """
-    known = [b for b in read if 0.0 < b < 1.0]
-    if not known or all(
-        math.isclose(read[b], power_after(b, steps), rel_tol=1e-6, abs_tol=1e-37) for b in known
-    ):
+    if _all_after(read, steps):
         return steps
-    slowest = max(known)  # its power keeps digits for longer
-    return steps_of(read[slowest], slowest)
+    count = nearest(read)
+    return count if _all_after(read, count) else None
+
+
+def nearest(read: Read) -> int:
+    """The count that powers come nearest to; see `agreed`."""
+    known = [(beta, power) for beta, power in read if 0.0 < beta < 1.0]
+    if not known:
+        return 0
+    beta, power = max(known, key=lambda pair: pair[0])  # its power keeps digits for longer
+    return steps_of(power, beta)
+
+
+def _all_after(read: Read, steps: int) -> bool:
+    return all(_is_after(power, beta, steps) for beta, power in read)
+
+
+def _is_after(power: Any, beta: float, steps: int) -> bool:
+    """Whether a power is what Paddle or isostep may hold after some steps.
+
+    Paddle rounds the beta and each product; and what differs by less than the rounding of 1 - power
+    corrects no bias.
+    """
+    due, rounding = power_after(beta, steps), np.finfo(power.dtype)
+    bound = rounding.eps * ((steps + 2) * due + (1.0 - due)) + float(rounding.tiny)
+    return bool(abs(float(power) - due) <= bound)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,14 +6,14 @@ behind the gradients; in a dynamic graph they run at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import paddle
 
-from isostep import dialects
+from isostep import commit, dialects
 from isostep.engines.leaf import Leaf
 from isostep.errors import GradientError, HyperparameterError
 from isostep.functional import FunctionalStep
@@ -91,12 +91,26 @@ class ArrayStep:
 
     # -- at once ---------------------------------------------------------------------------------
 
-    def now(self, iteration: int, counts: dict[str, int]) -> tuple[bool, Report | None]:
+    def check(self) -> None:
+        """Refuse accumulators that are not what their parameters need.
+
+        Raises:
+            StateError: there is one.
+        """
+        for leaf in self.stepper.leaves:
+            for name, array in self.stepper.kept(leaf).items():
+                shape = leaf.slot_shape(self.stepper.per(name))
+                self._slots.checked(leaf, name, shape, array.dtype.name)
+
+    def now(
+        self, iteration: int, counts: dict[str, int], settle: Callable[[], None]
+    ) -> tuple[bool, Report | None]:
         """Step in a dynamic graph.
 
         Args:
             iteration: steps of the optimizer so far.
             counts: steps of each parameter so far, by name.
+            settle: counts the step; part of it, so it must do no harm when it is called twice.
 
         Returns:
             Whether there was a step, and what it measured.
@@ -110,8 +124,13 @@ class ArrayStep:
                 f'(nonfinite="skip" skips such steps, "propagate" lets them through)'
             )
         if not blocked:
-            for target, value in zip(targets, new, strict=True):
-                paddle.assign(value, output=target)
+
+            def write(_: commit.Progress) -> None:
+                for target, value in zip(targets, new, strict=True):
+                    paddle.assign(value, output=target)
+                settle()
+
+            commit.run(write)
         if not options.report:
             return not blocked, None
         sums: Any = np.reshape([float(bare(x)) for x in values.sums], (-1, len(SUMS)))

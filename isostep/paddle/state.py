@@ -20,7 +20,7 @@ from isostep.errors import StateError
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import called
 from isostep.paddle.planning import dry
-from isostep.paddle.powers import POWERS, agreed
+from isostep.paddle.powers import POWERS, agreed, nearest
 
 KEY = "isostep"
 Names = list[tuple[str | None, str]]
@@ -133,10 +133,18 @@ class Loaded:
     iteration: int = 0
     skipped: int = 0
 
-    def write(self) -> None:
-        """Make all accumulators anew and fill them; what has no entry begins anew."""
-        optimizer = self.optimizer
-        accumulators.forget(optimizer)
+    def made(self) -> dict[str, Any]:
+        """Attributes of an optimizer that goes on from this state; what has no entry begins anew.
+        The optimizer itself is left as it is."""
+        made = accumulators.without(self.optimizer)
+        with paddle.no_grad():
+            self._fill(made)
+        kept = {name: getattr(made, name) for name in accumulators.KEPT}
+        counts = {"_counts": self.counts, "_iteration": self.iteration, "_skipped": self.skipped}
+        return {**kept, **counts}
+
+    def _fill(self, optimizer: Any) -> None:
+        """Make the accumulators of the state, and fill them."""
         params = [param for param, _ in self.entries] + [param for param, _ in self.masters]
         owners = optimizer.owners([(p, None) for p in params])
         accumulators.create(optimizer, params, owners)
@@ -268,14 +276,15 @@ def _check(name: str, values: Any, needed: Mapping[str, Any], shape: tuple[int, 
 def _steps(optimizer: Any, believed: int | None, values: Any, group: Any) -> int:
     """The steps that a parameter has had. Powers, which stand beside the moments, are believed
     before a count, which may have been noted at another time."""
-    read = {
-        group.values[POWERS[power]]: _number(values[called(optimizer, power)])
+    read = [
+        (group.values[POWERS[power]], _number(values[called(optimizer, power)]))
         for power in POWERS
         if called(optimizer, power) in values
-    }
+    ]
     if not read:
         return int(bool(values)) if believed is None else believed
-    return agreed(read, believed or 0)
+    count = agreed(read, believed or 0)
+    return nearest(read) if count is None else count
 
 
 def _judge(

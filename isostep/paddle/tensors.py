@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import paddle
 from numpy.typing import NDArray
+from paddle.base import core
 
 from isostep.errors import ParameterError
 from isostep.stepper import DTYPES, as_dtype
 
 _data_ptr = paddle.Tensor.data_ptr
+ONE_PLACE = not (
+    core.is_compiled_with_cuda()
+    or core.is_compiled_with_xpu()
+    or paddle.device.get_all_custom_device_type()
+)
+"""Whether this Paddle has no other memory than the CPU's."""
 
 
 def dtype_name(dtype: Any) -> str:
@@ -23,8 +30,15 @@ def dtype_name(dtype: Any) -> str:
 
 
 def addresses(tensors: Sequence[Any]) -> NDArray[np.int64]:
-    """The address of the data of each tensor."""
-    return np.fromiter(map(_data_ptr, tensors), np.int64, len(tensors))
+    """The address of the data of each tensor; 0 where there is none.
+
+    Raises:
+        RuntimeError: a tensor has less memory than its shape needs; Paddle's error.
+    """
+    found = list(map(_data_ptr, tensors))
+    if None in found:  # a tensor whose memory was given up
+        found = [address or 0 for address in found]
+    return np.array(found, dtype=np.int64)
 
 
 def view_at(address: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
@@ -38,22 +52,53 @@ def view_at(address: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
 
 def numpy_view(tensor: Any) -> NDArray[Any]:
     """A NumPy array over the memory of a contiguous CPU tensor."""
-    address = tensor.data_ptr() if tensor.size else 0
-    return view_at(address, tensor.shape, dtype_name(tensor.dtype))
+    return view_at(tensor.data_ptr() or 0, tensor.shape, dtype_name(tensor.dtype))
+
+
+def has_memory(tensor: Any) -> bool:
+    """Whether a tensor is a dense one that has the memory its shape needs."""
+    if not tensor.is_dense() or not tensor._is_initialized():
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # it has less
+        return False
+    return True
+
+
+def on_cpu(tensor: Any) -> bool:
+    """Whether a tensor with memory is whole on the CPU."""
+    return ONE_PLACE or (tensor.place.is_cpu_place() and not tensor.is_dist())
 
 
 def check_steppable(param: Any) -> None:
     """Refuse parameters that cannot be stepped.
 
     Raises:
-        ParameterError: not a dense, contiguous tensor of a known floating dtype.
+        ParameterError: not of a known floating dtype, or without the memory that the shape needs.
     """
+    if not has_memory(param):
+        raise ParameterError(
+            f"parameter {param.name!r} has less memory than its shape {tuple(param.shape)} needs: "
+            f"give it values again; nothing was changed"
+        )
     if dtype_name(param.dtype) not in DTYPES:
         raise ParameterError(
             f"parameter {param.name!r} is {param.dtype}: use one of {', '.join(DTYPES)}"
         )
-    if not param.is_dense() or not param.is_contiguous():
-        raise ParameterError(
-            f"parameter {param.name!r} is not a contiguous dense tensor, which a step in place "
-            f"needs: make it with .contiguous()"
-        )
+
+
+def check_names(params: Sequence[Any]) -> None:
+    """Refuse two parameters of one name, which would share accumulators.
+
+    Raises:
+        ParameterError: there are two.
+    """
+    known: dict[str, Any] = {}
+    for param in params:
+        if known.setdefault(param.name, param) is not param:
+            raise ParameterError(
+                f"two parameters are called {param.name!r}, and Paddle keeps accumulators by "
+                f"name: build the layers under one paddle.utils.unique_name.guard(), or give "
+                f"them names by ParamAttr(name=...)"
+            )
