@@ -1,0 +1,162 @@
+"""Two optimizers of one rule, Paddle's and isostep's, whose users do the same to both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+
+import isostep.paddle
+from isostep.errors import GradientError, HyperparameterError, ParameterError, StateError
+
+from .twins import RULES
+
+SHAPES = ((4, 4), (5,), (4, 4), (3, 2), (4, 4))
+OWN = ["paddle.optimizer"]
+REFUSALS = (GradientError, HyperparameterError, ParameterError, StateError)
+
+BOUNDS = {"float64": 1e-12, "float32": 1e-5}
+"""As in the tests without edits: a dozen steps, in float32 of arithmetic in another order."""
+
+
+class World:
+    """An optimizer, its parameters, and what its user does with them.
+
+    Args:
+        classes: `paddle.optimizer` or `isostep.paddle`.
+        rule: the class.
+        grouped: whether there are parameter groups.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, classes: Any, rule: str, grouped: bool, dtype: str = "float64") -> None:
+        self.rule, self.grouped, self.dtype = rule, grouped, dtype
+        self._made, self._steps = 0, 0
+        self.params = [self.parameter(shape) for shape in SHAPES[:4]]
+        self.gradient: Callable[[World, Any, Any], Any] | None = None
+        """What the first parameter's gradient is at the next step, made of a usual one."""
+        given: Any = list(self.params)
+        if grouped:
+            given = [
+                {"params": self.params[:2]},
+                {"params": self.params[2:], "learning_rate": 0.5},
+            ]
+        self.optimizer = getattr(classes, rule)(parameters=given, **RULES[rule])
+        self.ours = classes is isostep.paddle
+        self.kept: list[Any] = []
+
+    # -- what edits are made of ------------------------------------------------------------------
+
+    def values(self, shape: tuple[int, ...], dtype: str = "") -> Any:
+        """A tensor of positive numbers, another each time."""
+        self._made += 1
+        chance = np.random.default_rng(self._made)
+        return paddle.to_tensor(chance.uniform(0.5, 1.5, size=shape)).astype(dtype or self.dtype)
+
+    def parameter(self, shape: tuple[int, ...]) -> Any:
+        """A parameter of a new name."""
+        start = paddle.nn.initializer.Assign(self.values(shape))
+        attr = paddle.ParamAttr(initializer=start)
+        made = paddle.create_parameter(list(shape), self.dtype, attr=attr)
+        made.name = f"w{self._made}"  # the same in each such world
+        return made
+
+    def some(self, k: int) -> Any:
+        """One of the parameters."""
+        return self.params[k % len(self.params)]
+
+    @property
+    def groups(self) -> list[Any]:
+        """The parameter groups."""
+        return self.optimizer._param_groups
+
+    @property
+    def listed(self) -> list[Any]:
+        """The list that an optimizer without groups takes parameters from."""
+        return self.optimizer._parameter_list
+
+    def slots(self) -> dict[str, Any]:
+        """One kind of accumulators, by name of the parameter; empty if the rule has none."""
+        for name in ("moment1", "velocity", "moment", "mean_square", "_avg_squared_grad"):
+            if self.optimizer._accumulators.get(name):
+                return self.optimizer._accumulators[name]
+        return {}
+
+    def slot(self, k: int) -> Any:
+        """The accumulator of one of the parameters."""
+        return self.slots()[self.some(k).name]
+
+    def has_slot(self, k: int) -> bool:
+        return self.some(k).name in self.slots()
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One step; the gradients are those of all such worlds."""
+        self._steps += 1
+        chance = np.random.default_rng([7, self._steps])
+        for k, param in enumerate(self.params):
+            if not param._is_initialized():
+                continue
+            values = chance.normal(size=tuple(param.shape))
+            gradient = paddle.to_tensor(values).astype(param.dtype)
+            if k == 0 and self.gradient is not None:
+                gradient = self.gradient(self, param, gradient)
+            param.grad = None  # or the next line would write into the one before
+            if gradient is not None:
+                param.grad = gradient
+        self.optimizer.step()
+        self.gradient = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """Parameters and accumulators, by name."""
+        optimizer = self.optimizer
+        found = {f"param {k}": p for k, p in enumerate(self.params)}
+        for name, held in optimizer._accumulators.items():
+            found |= {f"{name} {param}": tensor for param, tensor in held.items()}
+        return {name: tensor.numpy() for name, tensor in found.items() if _whole(tensor)}
+
+
+def make(rule: str, grouped: bool, dtype: str = "float64") -> tuple[World, World]:
+    """Paddle's world and isostep's."""
+    return (
+        World(paddle.optimizer, rule, grouped, dtype),
+        World(isostep.paddle, rule, grouped, dtype),
+    )
+
+
+def attempt(world: World) -> BaseException | None:
+    """A step; the error, if there is one."""
+    try:
+        world.step()
+    except Exception as error:
+        return error
+    return None
+
+
+def apart(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
+    """The largest relative distance between two snapshots."""
+    assert ours.keys() == theirs.keys()
+    found = 0.0
+    for name, x in theirs.items():
+        y = ours[name]
+        assert x.shape == y.shape, name
+        if x.size:
+            x, y = x.astype("float64"), y.astype("float64")
+            assert np.array_equal(np.isnan(x), np.isnan(y)), name
+            distance = np.nanmax(np.abs(x - y), initial=0.0)
+            found = max(found, float(distance / (np.nanmax(np.abs(x), initial=0.0) + 1e-30)))
+    return found
+
+
+def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two snapshots have the same bits, as far as both have the same entries; what a step
+    has only begun is there anew."""
+    return all(np.array_equal(after[name], x, equal_nan=True) for name, x in before.items())
+
+
+def _whole(tensor: Any) -> bool:
+    """Whether a tensor has the memory that its shape needs."""
+    return tensor._holder_size() >= tensor.element_size() * np.prod(tensor.shape) > 0
