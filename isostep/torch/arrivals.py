@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from isostep.engines.objects import Look
 from isostep.torch import raw
 from isostep.torch.overlap import Stretches
 from isostep.torch.tensors import reach
@@ -112,7 +113,7 @@ class Arrivals:
         at = [each.ctypes.data for each in tables]
         words = [0, *at[:3], id(None), id(torch.Tensor), *at[3:5], len(written.lows), at[5]]
         source = _SOURCE.format(at=found, inline=raw.INLINE)
-        self._look = raw.Look(source, "arrive", words, count, tables)
+        self._look = Look(source, "arrive", words, count, tables)
 
     def look(self, grads: list[torch.Tensor | None]) -> tuple[NDArray[np.int64], list[int]]:
         """Find the gradients.

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from isostep.engines.objects import Look
 from isostep.errors import StateError
-from isostep.torch import raw
 from isostep.torch.own_step import odd
 from isostep.torch.tensors import oddity
 
@@ -102,8 +102,8 @@ class StepCounts:
             self._edits,
         )
         words = [table.ctypes.data for table in tables]
-        self._read = raw.Look(_SOURCE, "read", words, count, tables)
-        self._write = raw.Look(_SOURCE, "write", words, count, tables)
+        self._read = Look(_SOURCE, "read", words, count, tables)
+        self._write = Look(_SOURCE, "write", words, count, tables)
         self.read()
 
     def read(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isostep.torch import watch
+from isostep.engines import objects
 from isostep.torch.slots import kept_of
 
 Groups = list[dict[str, Any]]
@@ -91,4 +91,4 @@ class Kept:
         params = {id(p): p for p, _, _ in self._entries}
         dicts = [self._state, *(kept_of(self._state, p) for p in params.values())]
         plain = all(isinstance(each, dict) for each in dicts)
-        self._same: watch.Same = watch.dicts(dicts) if plain else lambda: False
+        self._same: objects.Same = objects.dicts(dicts) if plain else lambda: False

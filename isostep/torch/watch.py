@@ -10,18 +10,13 @@ elsewhere torch is asked.
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
+from isostep.engines.objects import Same, compared, each
 from isostep.torch import raw
-
-Same = Callable[[], bool]
-"""Whether everything is as it was."""
 
 
 def tensors(watched: list[torch.Tensor]) -> Same:
@@ -32,18 +27,6 @@ def tensors(watched: list[torch.Tensor]) -> Same:
     """
     found = raw.offsets()
     return _asked(watched) if found is None else _seen(watched, found)
-
-
-def dicts(watched: list[dict[Any, Any]]) -> Same:
-    """A look at dicts: whether their keys and values are the same objects.
-
-    It may say no where there was an edit that changed nothing.
-
-    Args:
-        watched: the dicts; the list must not be changed.
-    """
-    found = raw.offsets()
-    return _held(watched) if found is None or not found.version else _counted(watched, found)
 
 
 def facts(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -76,46 +59,7 @@ def _seen(watched: list[torch.Tensor], found: raw.Offsets) -> Same:
     source = _tensors_source(found)
     known = len(_words(found))
     rows = np.zeros(sum(known + 2 * t.ndim for t in watched), dtype=np.int64)
-    return _compared(source, "tensors", watched, rows)
-
-
-def _counted(watched: list[dict[Any, Any]], found: raw.Offsets) -> Same:
-    rows = np.zeros(len(watched), dtype=np.int64)
-    return _compared(_dicts_source(found), "dicts", watched, rows)
-
-
-def _compared(source: str, name: str, watched: list[Any], rows: Any) -> Same:
-    """Record what stands in memory now, and compare it in each call."""
-    verdict = np.zeros(1, dtype=np.int64)
-    context = [id(watched), rows.ctypes.data, verdict.ctypes.data]
-    record = raw.Look(source, f"record_{name}", context, len(watched), (watched, rows, verdict))
-    record.call()
-    compare = raw.Look(source, f"compare_{name}", context, len(watched), (watched, rows, verdict))
-
-    def same() -> bool:
-        verdict[0] = 0
-        compare.call()
-        return verdict[0] == 1
-
-    return same
-
-
-def _held(watched: list[dict[Any, Any]]) -> Same:
-    end = object()  # stands in no dict
-
-    def contents() -> Any:
-        return chain(chain.from_iterable(watched), _values(watched), (end,))
-
-    before = list(contents())
-
-    def same() -> bool:
-        return all(map(operator.is_, contents(), before))
-
-    return same
-
-
-def _values(watched: list[dict[Any, Any]]) -> Any:
-    return chain.from_iterable(map(dict.values, watched))
+    return compared(source, "tensors", watched, rows)
 
 
 # -- sources -------------------------------------------------------------------------------------
@@ -150,18 +94,6 @@ def {name}_tensors(low, high, context):
         here += 2 * ndim
     verdict[0] = 1
 """
-_DICTS = """
-
-def {name}_dicts(low, high, context):
-    w = int64_at(context)
-    items = int64_at(int64_at(w[0])[{at.items}])
-    rows = int64_at(w[1])
-    verdict = int64_at(w[2])
-    for k in range(low, high):
-        dictionary = int64_at(items[k])
-{words}
-    verdict[0] = 1
-"""
 
 
 def _words(at: raw.Offsets) -> list[str]:
@@ -183,30 +115,8 @@ def _tensors_source(at: raw.Offsets) -> str:
             at=at,
             inline=raw.INLINE,
             count=len(words),
-            words=_each(name, 8, words, "here + {k}"),
-            axis=_each(name, 12, axis, "here + 2 * axis + {k}"),
+            words=each(name, 8, words, "here + {k}"),
+            axis=each(name, 12, axis, "here + 2 * axis + {k}"),
         )
         for name in ("record", "compare")
     )
-
-
-@functools.cache
-def _dicts_source(at: raw.Offsets) -> str:
-    words = [f"dictionary[{at.version}]"]
-    return _HEAD + "".join(
-        _DICTS.format(name=name, at=at, words=_each(name, 8, words, "k + {k}"))
-        for name in ("record", "compare")
-    )
-
-
-def _each(name: str, depth: int, words: list[str], place: str) -> str:
-    """Lines that record each word, or end the look where one differs."""
-    margin = " " * depth
-    lines: list[str] = []
-    for k, word in enumerate(words):
-        row = f"rows[{place.format(k=k)}]"
-        if name == "record":
-            lines.append(f"{margin}{row} = {word}")
-        else:
-            lines += [f"{margin}if {word} != {row}:", f"{margin}    return"]
-    return "\n".join(lines)
