@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isostep import commit, flushing
 from isostep import recipe as recipes
-from isostep.compile.arrays import Array
+from isostep.compile.arrays import Array, compute_dtype
 from isostep.compile.layout import Layout
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
@@ -585,7 +585,8 @@ class Stepper:
             sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
             moved = sum(sizes[name] for step in schedule.passes for name in step.moves)
             passes = len(schedule.passes)
-            compute = arithmetic(leaf.array.dtype.name)
+            named = [Array(name, a.dtype.name) for name, a in leaf.arrays.items()]
+            compute = compute_dtype([Array("grad", grad or "float32"), *named])
             entries.append(
                 PlanEntry(
                     leaf.name,

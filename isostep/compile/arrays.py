@@ -23,6 +23,6 @@ class Array:
 
 
 def compute_dtype(arrays: list[Array]) -> Literal["float32", "float64"]:
-    """The dtype of the arithmetic: float64 for float64 parameters, float32 for all others."""
-    param = next(a for a in arrays if a.name == "param")
-    return "float64" if param.dtype == "float64" else "float32"
+    """The dtype of the arithmetic: float64 where an array has it, whose digits would be lost
+    otherwise (a slot may be wider than its parameter), float32 for all others."""
+    return "float64" if any(array.dtype == "float64" for array in arrays) else "float32"

@@ -80,12 +80,11 @@ class FusedStep(torch.optim.Optimizer):
         cause = own_step.cause(self, new=True)
         if cause is not None:
             self._refuse_extras(cause)
-        for group in self.param_groups:
-            if group.get("differentiable") and self._extras.clip is not None:
-                raise HyperparameterError(
-                    "differentiable=True does not go with clip=: clip the loss's gradients before "
-                    "the step instead"
-                )
+        if self.defaults.get("differentiable") and self._extras.clip is not None:
+            raise HyperparameterError(
+                "differentiable=True does not go with clip=: clip the loss's gradients before the "
+                "step instead"
+            )
 
     def _refuse_extras(self, cause: own_step.Cause) -> None:
         used = self._extras.used()
@@ -116,8 +115,8 @@ class FusedStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        differentiable = any(group.get("differentiable") for group in self.param_groups)
-        with torch.set_grad_enabled(differentiable):
+        # As torch has it: autograd follows by the defaults, whatever the groups say.
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             cause = self._fused_step()
         if cause is not None:
             self._own_step(cause, None)

@@ -138,6 +138,8 @@ def free_and_bring_back(w: World, i: int, k: int) -> None:
     p = w.param(i)
     if not p.is_contiguous() or p.storage_offset():
         raise Nothing("others may lie in its storage")
+    if p.is_shared():
+        raise Nothing("torch itself ends the process over shared memory that is resized")
     before, grad = p.detach().clone(), p.grad
     size = p.untyped_storage().nbytes()
     p.grad = None
@@ -172,6 +174,8 @@ def cast_a_parameter(w: World, i: int, k: int) -> None:
 
 @edit
 def share_memory(w: World, i: int, k: int) -> None:
+    for p in w.params:
+        p.grad = None  # torch itself ends the process over gradients without memory
     if k % 3 == 0:
         w.param(i).share_memory_()
     elif k % 3 == 1:
@@ -304,15 +308,17 @@ def pop_a_group(w: World, i: int, k: int) -> None:
 def step_one_group_at_a_time(w: World, i: int, k: int) -> None:
     """As sharded training steps its sub-groups, one after the other, in the place of all."""
     every = list(w.groups)
-    for group in every:
-        w.optimizer.param_groups = [group] if k % 2 else w.groups
-        if k % 2 == 0:
-            w.groups[:] = [group]
-        w.optimizer.step()
-    if k % 2:
-        w.optimizer.param_groups = every
-    else:
-        w.groups[:] = every
+    try:
+        for group in every:
+            w.optimizer.param_groups = [group] if k % 2 else w.groups
+            if k % 2 == 0:
+                w.groups[:] = [group]
+            w.optimizer.step()
+    finally:
+        if k % 2:
+            w.optimizer.param_groups = every
+        else:
+            w.groups[:] = every
 
 
 @edit
