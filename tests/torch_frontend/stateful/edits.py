@@ -136,7 +136,9 @@ def resize(w: World, i: int, k: int) -> None:
 def free_and_bring_back(w: World, i: int, k: int) -> None:
     """As sharded training frees a parameter between two uses, with a step in between."""
     p = w.param(i)
-    if not p.is_contiguous() or p.storage_offset():
+    storage = p.untyped_storage().data_ptr()
+    others = [q for q in w.params if q is not p and q.untyped_storage().data_ptr() == storage]
+    if not p.is_contiguous() or p.storage_offset() or others:
         raise Nothing("others may lie in its storage")
     if p.is_shared():
         raise Nothing("torch itself ends the process over shared memory that is resized")

@@ -28,7 +28,9 @@ class Reference:
         self.params: dict[Any, Tensor] = {}
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
-            off = {key: False for key in TO_BE_OFF if key in group}
+            off: dict[str, Any] = {key: False for key in TO_BE_OFF if key in group}
+            # torch computes the coefficients of a tensor in its dtype, isostep from its value.
+            off |= {k: float(v) for k, v in group.items() if isinstance(v, Tensor)}
             groups.append({**group, **off, "params": [self._param(p) for p in group["params"]]})
         self._optimizer = kind([torch.zeros(1)])
         self._optimizer.defaults = optimizer.defaults
