@@ -186,8 +186,8 @@ REFUSALS = {
     r"lr=nan is out of range": "torch steps to NaN",
     r"is not a number|is out of range": "torch looks at no range",
     r"not possible .*torch.optim's own step": "an option of isostep beside what only torch steps",
-    r"does not support sparse|not compatible with sparse": "so does torch, but for an option's sake "
-    "its gradients are made dense",
+    r"does not support sparse|not compatible with sparse": "as torch does, whose "
+    "gradients are made dense here where an option is imitated",
     r"share memory and one is not contiguous": "documented: make them one parameter",
     r"the state .* has shape": "a state of another shape, which torch may broadcast or not look at",
     r"the gradient of parameter .* has shape": "a gradient of another shape",
