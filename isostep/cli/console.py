@@ -2,9 +2,20 @@
 
 import json
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def as_it_is(text: str) -> "Text":
+    """Return text for rich in which brackets are no markup and colons no emoji: names may have
+    both."""
+    from rich.text import Text
+
+    return Text(text)
 
 
 def print_json(value: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from isostep.cli.console import fail, print_json
+from isostep.cli.console import as_it_is, fail, print_json
 
 
 def diff(
@@ -34,11 +34,11 @@ def diff(
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(difference.title), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=as_it_is(difference.title), box=box.SIMPLE_HEAD, title_justify="left")
     for column in difference.columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(as_it_is(column), overflow="fold")
     for row in difference.rows:
-        table.add_row(*map(Text, row))
-    Console().print(table if difference.rows else f"{difference.title}: no difference")
+        table.add_row(*map(as_it_is, row))
+    same = as_it_is(f"{difference.title}: no difference")
+    Console().print(table if difference.rows else same)

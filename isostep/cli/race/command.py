@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isostep.cli.console import fail, print_json
+from isostep.cli.console import as_it_is, fail, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,9 +132,9 @@ def _show(
     console = Console()
     console.print(table_of(places, title))
     console.print(
-        f"{terms_text(budget, dialect, places)}\n"
-        f"Pictures: {out / 'race.png'} and {out / 'race.html'}",
-        markup=False,
-        highlight=False,
+        as_it_is(
+            f"{terms_text(budget, dialect, places)}\n"
+            f"Pictures: {out / 'race.png'} and {out / 'race.html'}"
+        ),
         soft_wrap=True,
     )

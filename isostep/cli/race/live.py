@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
+from isostep.cli.console import as_it_is
 from isostep.cli.race.contest import Budget, Observer
 from isostep.cli.race.results import Run, Standing, Trial
 from isostep.cli.race.table import table_of
@@ -45,13 +46,9 @@ class PlainProgress(Progress):
     def trial_finished(self, label: str, trial: Trial, so_far: Sequence[Standing]) -> None:
         """Write what the trial came to."""
         width = len(str(self.total))
-        self.console.print(
-            f"[{self.finished:{width}}/{self.total}] {label} lr={rate_text(trial.learning_rate)}: "
-            f"{trial_text(trial)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        count = f"[{self.finished:{width}}/{self.total}]"
+        line = f"{count} {label} lr={rate_text(trial.learning_rate)}: {trial_text(trial)}"
+        self.console.print(as_it_is(line), soft_wrap=True)
 
 
 class LiveProgress(Progress):
@@ -62,7 +59,7 @@ class LiveProgress(Progress):
         from rich import progress
 
         self.bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.TaskProgressColumn(),
             progress.TimeElapsedColumn(),
@@ -76,9 +73,8 @@ class LiveProgress(Progress):
     def run_started(self, label: str, learning_rate: float, seed: int) -> None:
         """Say which run is on; the first that trains opens the display."""
         from rich.live import Live
-        from rich.markup import escape
 
-        what = f"{escape(label)} lr={rate_text(learning_rate)} seed={seed}"
+        what = f"{label} lr={rate_text(learning_rate)} seed={seed}"
         self.bar.update(self.race, description=what)
         if self.live is None:
             self.live = Live(self.bar, console=self.console, transient=True)

@@ -46,8 +46,8 @@ def write_page(
         chips="\n".join(_chip(standing.optimizer, colours) for standing in places),
         version=escape(__version__),
         plotly=get_plotlyjs(),
-        # Inside a script element `</` would end it.
-        figures=json.dumps(figures).replace("</", "<\\/"),
+        # A script element ends at `</script`, and not at all after `<!--<script`.
+        figures=json.dumps(figures).replace("<", "\\u003c"),
     )
     path.write_text(page, encoding="utf-8")
 

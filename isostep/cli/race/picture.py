@@ -37,7 +37,7 @@ def write_picture(path: Path, title: str, places: Sequence[Standing], order: Seq
     _draw_rates(rates, places, colours)
     for axes in (curves, rates):
         _finish(axes)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(_no_math(title), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.legend(
         *curves.get_legend_handles_labels(),
         loc="outside lower center",
@@ -48,11 +48,16 @@ def write_picture(path: Path, title: str, places: Sequence[Standing], order: Seq
     figure.savefig(path)
 
 
+def _no_math(text: str) -> str:
+    """Text for matplotlib in which two dollars are no formula."""
+    return text.replace("$", r"\$")
+
+
 def _draw_curves(axes: "Axes", places: Sequence[Standing], colours: Mapping[str, str]) -> None:
     for standing in places:
         band, colour = band_of(standing.best), colours[standing.optimizer]
         axes.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.1, linewidth=0)
-        label = f"{standing.rank}  {standing.optimizer}"
+        label = _no_math(f"{standing.rank}  {standing.optimizer}")
         # The better, the further in front.
         front = 3 - standing.rank / len(places)
         axes.plot(band.steps, band.mean, color=colour, linewidth=1.8, label=label, zorder=front)

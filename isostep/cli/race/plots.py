@@ -1,6 +1,7 @@
 """The page's two interactive plots as plotly figures."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from math import log10
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def curves_figure(places: Sequence[Standing], colours: Mapping[str, str]) -> "Fi
             line={"color": colours[label], "width": 2},
             meta=label,
             mode="lines",
-            name=label,
+            name=escape(label),  # plotly reads names as HTML
         )
     losses = [loss for _, band in bands for loss in (*band.low, *band.high) if loss > 0]
     figure.update_layout(hovermode="x unified")
@@ -55,7 +56,7 @@ def rates_figure(places: Sequence[Standing], colours: Mapping[str, str]) -> "Fig
     for standing in places:
         label, found = standing.optimizer, sensitivity_of(standing)
         best = standing.best.learning_rate
-        shared: dict[str, Any] = {"name": label, "meta": label}
+        shared: dict[str, Any] = {"name": escape(label), "meta": label}
         figure.add_scatter(
             **shared,
             x=list(found.rates),

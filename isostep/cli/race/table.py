@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from isostep.cli.console import as_it_is
 from isostep.cli.race.contest import Budget
 from isostep.cli.race.results import Check, Run, Spread, Standing, Trial
 from isostep.cli.race.wording import (
@@ -44,11 +45,10 @@ def table_of(places: Sequence[Standing], title: str | None = None) -> "Table":
     """Return the standings as a table for `rich.console.Console.print`."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     edge = any(standing.at_the_edge for standing in places)
     table = Table(
-        title=title,
+        title=title and as_it_is(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -66,7 +66,7 @@ def table_of(places: Sequence[Standing], title: str | None = None) -> "Table":
         )
     for standing in places:
         style = "bold green" if standing.rank == 1 else None
-        table.add_row(*map(Text, cells(standing)), style=style)
+        table.add_row(*map(as_it_is, cells(standing)), style=style)
     return table
 
 
