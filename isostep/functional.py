@@ -271,7 +271,7 @@ class FunctionalStep:
             decay=made.decay_of(made.groups[group]),
             decay_times_lr=made.spelling.decay_times_lr,
             loss_scale=loss_scale,
-            read=read,
+            read=lambda value, declared: read(value),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import numbers
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from isostep.plan import Plan
 from isostep.rates import group_values
 from isostep.recipe import EMA, Clip
 from isostep.report import SUMS, Report
+from isostep.rules.base import SIGNED_LR
 from isostep.stepper import Engine, HyperGroup, Options, Stepper, as_dtype
 
 NONFINITE = ("propagate", "skip")
@@ -186,6 +188,12 @@ class Extras:
         self.groups, self.report = tuple(as_groups(self.groups)), bool(self.report)
 
 
+def _check_rate(rate: Any) -> None:
+    """Refuse a number that is no learning rate; of variables and schedules a step reads it."""
+    if isinstance(rate, numbers.Real):
+        SIGNED_LR.check(rate, "learning_rate")
+
+
 Framework: Any = object
 """Stands for the class of Keras that follows `FusedOptimizer` in the bases."""
 
@@ -202,9 +210,27 @@ class FusedOptimizer(Framework):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         extras = Extras(**{name: kwargs.pop(name, default) for name, default in EXTRAS.items()})
+        own = {k: v for k, v in kwargs.items() if k in self.keras_signature.parameters}
+        given = self.keras_signature.bind_partial(*args, **own).arguments
+        _check_rate(given.get("learning_rate"))
         super().__init__(*args, **kwargs)
         self._extras = extras
         self.refuse_overridden()
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate, as Keras has it.
+
+        Raises:
+            HyperparameterError: it is set to a number that is not finite.
+        """
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        _check_rate(learning_rate)
+        theirs: Any = getattr(super(FusedOptimizer, type(self)), "learning_rate")  # noqa: B009
+        theirs.fset(self, learning_rate)
 
     # -- what a front-end says -------------------------------------------------------------------
 
@@ -283,7 +309,11 @@ class FusedOptimizer(Framework):
         ema = None
         if self.use_ema:
             start = dialects.get(self.dialect).averaging.start
-            ema = EMA(live(self.ema_momentum), self.ema_overwrite_frequency or None, start)
+            ema = EMA(
+                live(self.ema_momentum),
+                overwrite_every=self.ema_overwrite_frequency or None,
+                start=start,
+            )
         return Options(
             clip=self._clip(),
             ema=ema,

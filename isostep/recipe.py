@@ -7,10 +7,11 @@ traced into is one fused kernel for exactly the options asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from isostep.errors import HyperparameterError
 from isostep.rules.average import toward
@@ -18,21 +19,36 @@ from isostep.rules.base import Hyperparameter, Rule
 
 NONFINITE = ("propagate", "skip", "raise")
 Bound = float | Callable[..., Any] | None
+BOUND = Hyperparameter("bound", 1.0, "bound of the gradients", high=math.inf, open_low=True)
+MOMENTUM = Hyperparameter("momentum", 0.99, "decay rate of an average", high=1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What bounds the gradients, exactly one of three.
+    """What bounds the gradients, exactly one of three, by name.
 
     Args:
-        value: every element is brought into [-value, value]. As the two others, a number or a
-            callable that gives it, of the step count or of nothing.
+        value: every element is brought into [-value, value]. As the two others, a number in
+            (0, inf] or a callable that gives it, of the step count or of nothing.
         norm: each tensor's gradient is scaled down to at most this Euclidean norm.
         global_norm: all gradients are scaled by one factor, to at most this norm of them all.
 
     Raises:
         HyperparameterError: none or several are given, or one is not a positive number.
+        TypeError: a bound is given without its name.
     """
+
+    if not TYPE_CHECKING:  # what is checked there has the dataclass's own signature
+
+        def __new__(cls, *bounds: Any, **named: Any) -> Any:
+            if bounds:
+                given = ", ".join(map(repr, bounds))
+                raise TypeError(
+                    f"Clip({given}) does not say what is bounded: write Clip(value=...) for each "
+                    f"element, Clip(norm=...) for each tensor's norm, or Clip(global_norm=...) for "
+                    f"the norm of all gradients"
+                )
+            return super().__new__(cls)
 
     value: Bound = None
     norm: Bound = None
@@ -45,8 +61,7 @@ class Clip:
                 f"Clip takes exactly one of value, norm and global_norm, not {given or 'none'}"
             )
         for name, threshold in given.items():
-            checked = Hyperparameter(name, 1.0, "", open_low=True).check(threshold, f"Clip({name})")
-            object.__setattr__(self, name, checked)
+            object.__setattr__(self, name, BOUND.check(threshold, f"Clip({name})"))
 
     @property
     def kind(self) -> Literal["value", "norm", "global_norm"]:
@@ -76,12 +91,12 @@ class EMA:
     """
 
     momentum: float | Callable[..., Any] = 0.99
+    _: KW_ONLY
     overwrite_every: int | None = None
     start: Literal["initial", "first_update"] = "initial"
 
     def __post_init__(self) -> None:
-        momentum = Hyperparameter("momentum", 0.99, "", high=1.0)
-        object.__setattr__(self, "momentum", momentum.check(self.momentum, "EMA(momentum)"))
+        object.__setattr__(self, "momentum", MOMENTUM.check(self.momentum, "EMA(momentum)"))
         every = self.overwrite_every
         if every is not None and (isinstance(every, bool) or int(every) != every or every < 1):
             raise HyperparameterError(f"EMA(overwrite_every={every!r}) must be an int >= 1 or None")
@@ -257,7 +272,7 @@ def coefficients(
     decay: Literal["coupled", "decoupled"] | None = None,
     decay_times_lr: bool = True,
     loss_scale: Any = 1.0,
-    read: Callable[[Any], Any] = lambda value: value,
+    read: Callable[[Any, Hyperparameter], Any] = lambda value, declared: value,
 ) -> dict[str, Any]:
     """All numbers a step reads, of the rule and of the recipe, by name.
 
@@ -268,16 +283,16 @@ def coefficients(
         h: the hyperparameters of the rule.
         clip_eps: what a dialect adds to the norm.
         decay_times_lr: decoupled decay is multiplied by the learning rate.
-        read: gives the present value of what may be a callable.
+        read: gives the present value of what may be a callable, and checks it if it can.
     """
     c = rule.coefficients(xp, t, h)
     c["inverse_loss_scale"] = 1.0 / loss_scale
     times_lr = decay == "decoupled" and decay_times_lr
     c["decay"] = h.weight_decay * h.lr if times_lr else h.weight_decay
     if clip is not None:
-        c |= {"clip_threshold": read(clip.threshold), "clip_eps": clip_eps}
+        c |= {"clip_threshold": read(clip.threshold, BOUND), "clip_eps": clip_eps}
     if ema is not None:
-        momentum = read(ema.momentum)
+        momentum = read(ema.momentum, MOMENTUM)
         if ema.start == "first_update":
             momentum = xp.where(iteration == 1, 0.0, momentum)
         every = ema.overwrite_every or 1

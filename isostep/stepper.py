@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal, NoReturn, Protocol, cast
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,12 @@ from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
-from isostep.errors import GradientError
+from isostep.errors import GradientError, HyperparameterError
 from isostep.plan import Plan, PlanEntry
+from isostep.rates import LR_RATIO
 from isostep.recipe import EMA, Clip, Recipe
 from isostep.report import SUMS, GroupReport, Report
-from isostep.rules.base import SCALARS, Domain, Rule, is_on
+from isostep.rules.base import SCALARS, Domain, Hyperparameter, Rule, is_on
 from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
@@ -99,19 +100,28 @@ class HyperGroup:
         """The values for the step that follows `t` completed ones.
 
         Raises:
-            HyperparameterError: a schedule has left the range of its hyperparameter.
+            HyperparameterError: a schedule has left the range of its hyperparameter, or the
+                learning rate is not finite.
         """
         h = SimpleNamespace(**self.values)
         for name, value in self.values.items():
             if callable(value):
                 setattr(h, name, rule.hyperparameter(name).check(value(t)))
-        h.lr *= read(self.lr_ratio, t)
+        h.lr *= read(self.lr_ratio, t, LR_RATIO)
+        if not math.isfinite(h.lr):
+            raise HyperparameterError(
+                f"the learning rate of {self.name!r} is {h.lr} after {t} steps: it must be finite"
+            )
         return h
 
 
-def read(value: Any, t: int) -> Any:
-    """A number, or what a schedule gives after `t` completed steps."""
-    return float(cast(Any, value)(t)) if callable(value) else value
+def read(value: Any, t: int, declared: Hyperparameter) -> Any:
+    """A number, or what a schedule gives after `t` completed steps.
+
+    Raises:
+        HyperparameterError: a schedule has left the range of what it is declared for.
+    """
+    return declared.check(value(t)) if callable(value) else value
 
 
 class Allocate(Protocol):
@@ -519,7 +529,7 @@ class Stepper:
             decay=self.decay_of(self.groups[group]),
             decay_times_lr=self.spelling.decay_times_lr,
             loss_scale=loss_scale,
-            read=lambda value: read(value, self.iteration),
+            read=lambda value, declared: read(value, self.iteration, declared),
         )
         return folded[key]
 

@@ -73,11 +73,17 @@ class Config:
         own = {
             "dialect": self.dialect,
             "clip": Clip(**{self.clip[0]: self.clip[1]}) if self.clip else None,
-            "ema": EMA(*self.ema) if self.ema else None,
+            "ema": self._ema(),
             "maximize": self.maximize,
             "decay": self.decay,
         }
         return isostep.Optimizer(self.rule, params, **{**own, **self.h, **self.options, **more})
+
+    def _ema(self) -> EMA | None:
+        if self.ema is None:
+            return None
+        momentum, every, start = self.ema
+        return EMA(momentum, overwrite_every=every, start=start)
 
     def oracle(self, params: Mapping[str, AnyArray], **more: Any) -> Oracle:
         return Oracle(

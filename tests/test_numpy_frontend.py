@@ -359,7 +359,9 @@ def test_both_keras_averages_overwrite_as_computed_by_hand(
     """SGD, lr = 1, w = 2, g = 1, momentum 0.5, overwritten every third step."""
     start = {"tf_keras": "initial", "keras": "first_update"}[dialect]
     w = np.array([2.0])
-    optimizer = isostep.SGD([w], lr=1.0, dialect=dialect, ema=EMA(0.5, 3, start), engine=engine)
+    optimizer = isostep.SGD(
+        [w], lr=1.0, dialect=dialect, ema=EMA(0.5, overwrite_every=3, start=start), engine=engine
+    )
     for _ in range(3):
         optimizer.step([np.ones(1)])
     assert w[0] == third

@@ -130,7 +130,12 @@ ADAFACTOR = Rule(
         Hyperparameter("eps1", 1e-30, "regulariser of the squared gradient"),
         Hyperparameter("eps2", 1e-3, "smallest root mean square of a parameter"),
         Hyperparameter(
-            "clip_threshold", 1.0, "largest RMS of an update", open_low=True, optional=True
+            "clip_threshold",
+            1.0,
+            "largest RMS of an update",
+            high=math.inf,
+            open_low=True,
+            optional=True,
         ),
         WEIGHT_DECAY,
         Hyperparameter("relative_step", True, "cap the learning rate at 1/sqrt(t)"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
@@ -69,7 +69,8 @@ class Hyperparameter:
         name: the field's own word for it, the same in every rule (`lr`, `beta1`, `eps`).
         default: the value of the source that the rule's docstring names.
         meaning: one line for the reference.
-        low, high: the closed range of a number; `None` leaves that side open.
+        low, high: the closed range of a number; `None` leaves that side open, to all finite
+            numbers. Infinity itself is allowed where it is given as a bound.
         open_low, open_high: exclude the bound itself.
         choices: the allowed values of a choice; a choice or a `bool` is static, which means that
             it selects what code is generated, while a number is a run-time argument of that code.
@@ -126,10 +127,10 @@ class Hyperparameter:
             raise HyperparameterError(
                 f"{name}={value!r} is not a number: it must lie in {self.range}"
             ) from None
-        above = self.low is None or number > self.low or (number == self.low and not self.open_low)
-        below = (
-            self.high is None or number < self.high or (number == self.high and not self.open_high)
-        )
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        above = number > low or (number == low and not (self.open_low or self.low is None))
+        below = number < high or (number == high and not (self.open_high or self.high is None))
         if not (above and below):  # also refuses NaN, which compares false with everything
             raise HyperparameterError(
                 f"{name}={value!r} is out of range: it must lie in {self.range}"
@@ -257,6 +258,8 @@ def of_step(value: Callable[..., Any]) -> Callable[[Any], Any]:
 
 # Hyperparameters that mean the same in several rules are declared once.
 LR = Hyperparameter("lr", 1e-3, "learning rate")
+SIGNED_LR = replace(LR, low=None)
+"""The learning rate where it may end below zero: by rounding, in schedulers of frameworks."""
 WEIGHT_DECAY = Hyperparameter("weight_decay", 0.0, "weight decay")
 
 

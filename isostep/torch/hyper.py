@@ -9,11 +9,21 @@ import torch
 from isostep import dialects
 from isostep.dialects.base import REQUIRED, Spelling
 from isostep.errors import HyperparameterError
-from isostep.rules.base import Rule, is_on
+from isostep.rules.base import SIGNED_LR, Rule, is_on
 from isostep.stepper import HyperGroup
 from isostep.torch.options import Extras
 
 DECOUPLED = "decoupled_weight_decay"  # Adam's own switch, which a live group may carry
+
+
+def check_rate(group: dict[str, Any]) -> float:
+    """The learning rate of a group.
+
+    Raises:
+        HyperparameterError: it is not finite.
+    """
+    rate = SIGNED_LR.check(_plain(group["lr"]))
+    return SIGNED_LR.check(rate * group.get("lr_ratio", 1.0), "lr times lr_ratio")
 
 
 class Hyperparameters:
@@ -66,12 +76,12 @@ class Hyperparameters:
         for argument in self.torch.arguments:
             if argument not in given:
                 raise KeyError(f"a group has no {argument!r}: add groups by add_param_group")
-        # Schedulers may end a rounding error below zero, which torch steps with.
-        lr = given.pop("lr")
+        rate = check_rate(group)
+        given.pop("lr")
         values = self.torch.resolve(self._rule, given)
         if self._foreign:
             values = self._in_style(values)
-        return values | {"lr": lr * group.get("lr_ratio", 1.0)}
+        return values | {"lr": rate}
 
     def _given(self, group: dict[str, Any]) -> dict[str, Any]:
         """What the group sets of torch's arguments, as Python numbers and truths."""

@@ -24,7 +24,7 @@ from isostep.report import Report
 from isostep.torch import own_step
 from isostep.torch.binding import Binding
 from isostep.torch.counts import ITERATION, SKIPPED, check_counts, steps_in
-from isostep.torch.hyper import Hyperparameters
+from isostep.torch.hyper import Hyperparameters, check_rate
 from isostep.torch.members import own_lists
 from isostep.torch.options import Extras, LrRatio, Patterns, checked, exclusions
 from isostep.torch.own_step import NotOurs
@@ -85,6 +85,8 @@ class FusedStep(torch.optim.Optimizer):
                 "differentiable=True does not go with clip=: clip the loss's gradients before the "
                 "step instead"
             )
+        for group in self.param_groups:
+            check_rate(group)
 
     def _refuse_extras(self, cause: own_step.Cause) -> None:
         used = self._extras.used()

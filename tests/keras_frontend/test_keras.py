@@ -110,6 +110,10 @@ def test_decay_follows_a_schedule_and_settings_can_change(backend: str, found: A
     assert found["scheduled"] < 1e-14
     assert found["changed"] < 1e-14
     assert "momentum_buffer" in found["refused"]
+    assert [said.split(" is out")[0] for said in found["rates"]] == [
+        "learning_rate=inf",
+        "learning_rate=nan",
+    ]
     assert found["typo"]
 
 

@@ -278,6 +278,15 @@ def schedules() -> dict[str, Any]:
         refused = ""
     except isostep.HyperparameterError as error:
         refused = str(error)
+    rates: list[str] = []
+    for wrong in (
+        lambda: isostep.keras.Adam(float("inf")),
+        lambda: setattr(isostep.keras.Adam(0.5), "learning_rate", float("nan")),
+    ):
+        try:
+            wrong()
+        except isostep.HyperparameterError as error:
+            rates.append(str(error))
     typo, said = isostep.keras.SGD(0.5, groups=[Group("nosuch", weight_decay=0.0)]), []
     for _ in range(2):  # the second try says the same
         try:
@@ -289,6 +298,7 @@ def schedules() -> dict[str, Any]:
         "scheduled": worst(values(fixed), values(one)),
         "changed": worst(values(fixed), values(two)),
         "refused": refused,
+        "rates": rates,
     }
 
 

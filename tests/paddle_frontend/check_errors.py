@@ -81,6 +81,19 @@ def test_a_rate_that_is_no_ratio_is_refused_and_nothing_moves() -> None:
     assert bool((before == params[0]).all())
 
 
+@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
+def test_a_rate_that_is_not_finite_is_refused_and_nothing_moves(rate: float) -> None:
+    params = parameters()
+    optimizer = isostep.paddle.AdamW(parameters=params)
+    params[0].grad = paddle.ones_like(params[0])
+    optimizer.step()
+    before = params[0].clone()
+    optimizer.set_lr(rate)
+    with pytest.raises(HyperparameterError, match=f"is {rate} after 1 steps: it must be finite"):
+        optimizer.step()
+    assert bool((before == params[0]).all())
+
+
 def test_parameters_that_no_kernel_steps_are_refused() -> None:
     whole = paddle.to_tensor([1j, 2j, 3j], stop_gradient=False)
     whole.grad = paddle.ones([3], "complex64")

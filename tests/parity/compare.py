@@ -94,6 +94,10 @@ def make(
     values = spelling.resolve(rules.get(case.rule), case.arguments)
     if rounded:
         values |= {name: float(np.float32(values[name])) for name in spelling.in_float32}
+    ema = None
+    if average is not None:
+        start = spelled.averaging.start
+        ema = EMA(average.momentum, overwrite_every=average.every, start=start)
     return Optimizer(
         case.rule,
         parameters,
@@ -101,7 +105,7 @@ def make(
         engine="native",
         maximize=case.maximize,
         clip=Clip(**{case.clip[0]: case.clip[1]}) if case.clip else None,
-        ema=average and EMA(average.momentum, average.every, spelled.averaging.start),
+        ema=ema,
         **values,
     )
 

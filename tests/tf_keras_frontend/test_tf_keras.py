@@ -149,6 +149,8 @@ def test_methods_and_their_errors(looks: Any) -> None:
         "two clips": ("ValueError", "clipnorm"),
         "momentum": ("ValueError", "ema_momentum"),
         "no decay": ("ValueError", "weight_decay"),
+        "rate": ("HyperparameterError", "learning_rate=inf is out of range"),
+        "rate set": ("HyperparameterError", "learning_rate=nan is out of range"),
         "nonfinite": ("HyperparameterError", "skip"),
         "switched on late": ("HyperparameterError", "momentum_buffer"),
         "lazy on a mesh": ("ValueError", "lazy"),

@@ -337,6 +337,8 @@ def methods() -> dict[str, Any]:
     found["two clips"] = error(lambda: isostep.tf_keras.SGD(clipnorm=1.0, global_clipnorm=1.0))
     found["momentum"] = error(lambda: isostep.tf_keras.SGD(use_ema=True, ema_momentum=2))
     found["no decay"] = error(lambda: isostep.tf_keras.AdamW(weight_decay=None))
+    found["rate"] = error(lambda: isostep.tf_keras.SGD(float("inf")))
+    found["rate set"] = error(lambda: setattr(isostep.tf_keras.SGD(), "lr", float("nan")))
     found["nonfinite"] = error(lambda: isostep.tf_keras.SGD(nonfinite="raise"))
     grid = dtensor.create_mesh([("x", 4)], devices=[f"CPU:{i}" for i in range(4)])
     found["lazy on a mesh"] = error(lambda: isostep.tf_keras.SGD(lazy=True, mesh=grid))
