@@ -108,16 +108,17 @@ class Gradients:
     def _plain(self, leaf: Leaf, g: torch.Tensor, weight_decay: Callable[[], Any]) -> torch.Tensor:
         """The gradient as a tensor that is memory and no more."""
         g = _arrived(g)
+        shown = g.is_conj() or g.is_neg() or g._is_zerotensor()
+        why = "" if shown or g.is_inference() else oddity(g)  # of those the values will do
+        if why:
+            raise odd(f"the gradient of parameter {leaf.name!r}", why)
         if g.layout is not torch.strided:
             by_element = works_by_element(self._stepper.recipe(leaf))
             g = densified(g, self._rule, weight_decay(), by_element)
         if self._stepper.engine == "native":
             g = g.detach()
-        if g.is_conj() or g.is_neg() or g._is_zerotensor():
+        if shown:
             g = g.clone() if g._is_zerotensor() else g.resolve_conj().resolve_neg()
-        why = oddity(g)
-        if why and not g.is_inference():  # it is only read
-            raise odd(f"the gradient of parameter {leaf.name!r}", why)
         if self._written.meet(g):
             raise odd(f"the gradient of parameter {leaf.name!r}", "memory that the step writes to")
         return g

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import isostep
 
-from ..subprocesses import result, start
+from ..subprocesses import result, run, start
 from .distributed_worker import WORLD, furthest, make_model, train
 from .twins import FULL, NAMES, TOLERANCE, assert_same_bits, bits, ours, theirs
 
@@ -137,3 +137,57 @@ class TestStateByName:
         for k in (model, optimizer), (resumed, fresh):
             train(*k, range(3, 6))
         assert_same_bits(bits(fresh), bits(optimizer))
+
+
+ALONE = """
+import json
+import torch
+import torch.distributed as dist
+import isostep.torch
+
+dist.init_process_group("gloo", init_method="file://{file}", rank=0, world_size=1)
+
+
+def by_a_collective(made):
+    from torch.distributed import _functional_collectives as collectives
+
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(9)]
+    optimizer = made(params, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            g = torch.arange(3.0)
+            p.grad = collectives.all_reduce(g, "sum", dist.group.WORLD)
+        optimizer.step()
+    return params[0].tolist(), getattr(optimizer, "ran", [])
+
+
+def sharded(made):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    optimizer = made(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.ones(3, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.weight.full_tensor().tolist(), getattr(optimizer, "ran", [])
+
+
+classes = torch.optim.AdamW, isostep.torch.AdamW
+print(json.dumps([[each(made) for made in classes] for each in (by_a_collective, sharded)]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_gradients_of_collectives_are_waited_for_and_shards_are_torchs_to_step(
+    tmp_path: Path,
+) -> None:
+    by_a_collective, sharded = run(ALONE.format(file=tmp_path / "rendezvous"))
+    assert by_a_collective[0][0] == pytest.approx(by_a_collective[1][0], rel=1e-6)
+    assert by_a_collective[1][1] == ["native flat float32"]
+    assert sharded[0][0] == sharded[1][0]
+    assert sharded[1][1] == ["torch.optim"]
