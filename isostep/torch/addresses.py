@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isostep.compile import machine_code
-from isostep.engines import threads
+from isostep.engines.objects import Look
 
 Addresses = NDArray[np.int64]
 
@@ -35,9 +34,15 @@ _MANY = 8
 _data_ptr = torch.Tensor.data_ptr
 
 
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
 def addresses(tensors: Sequence[torch.Tensor]) -> Addresses:
-    """The address of the data of each tensor. All must be dense: torch's function cannot refuse."""
-    if len(tensors) < _MANY or not _usable():
+    """The address of the data of each tensor. All must be dense: torch's function cannot refuse.
+
+    Of other classes it would ask Python, so they are asked themselves.
+    """
+    if len(tensors) < _MANY or not _usable() or not _PLAIN.issuperset(map(type, tensors)):
         return np.fromiter(map(_data_ptr, tensors), np.int64, len(tensors))
     return _ask(tensors)
 
@@ -45,10 +50,8 @@ def addresses(tensors: Sequence[torch.Tensor]) -> Addresses:
 def _ask(tensors: Sequence[Any]) -> Addresses:
     objects = np.fromiter(tensors, dtype=object, count=len(tensors))
     found = np.empty(len(tensors), dtype=np.int64)
-    context = np.array([objects.ctypes.data, found.ctypes.data, _function()], dtype=np.int64)
-    bounds = np.array([[0, len(tensors)]], dtype=np.int64)
-    kernel = machine_code.build(_SOURCE).addresses["ask"]
-    threads.run(kernel, bounds, int(context.ctypes.data))
+    words = [objects.ctypes.data, found.ctypes.data, _function()]
+    Look(_SOURCE, "ask", words, len(tensors), (objects, found)).call()
     return found
 
 

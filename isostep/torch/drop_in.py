@@ -71,8 +71,9 @@ def _documentation(name: str, rule: rules.Rule) -> str:
 
     torch.optim's own step runs, and no option below but groups and exclude_from_weight_decay can be
     set, in a subclass that overrides {" or ".join(own_step.POINTS)},
-    with a parameter that is twice in its group, with capturable=True, and with hyperparameters that
-    require a gradient under differentiable=True.
+    with a parameter that is there twice, with capturable=True, with hyperparameters that require a
+    gradient under differentiable=True, with parameters, gradients or state of classes with
+    behaviour of their own (DTensor) or that share memory, and where torch's operations are traced.
 
     Args:
         params, and all arguments of torch.optim.{name}: as there.
