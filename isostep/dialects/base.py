@@ -249,6 +249,8 @@ class Dialect:
             rule; front-ends read them.
         extension_points: methods of the framework's classes that its own step calls, which users
             may override, and which the fused step replaces.
+        shard_marks: attribute of a parameter that is one process's part of a larger one -> whose.
+        part_holders: classes of optimizers that step a part of their parameters by another one.
         quirks: `"name: what happens"`, for all rules.
     """
 
@@ -264,6 +266,8 @@ class Dialect:
     absent: Mapping[str, str] = field(default_factory=_nothing)
     other_arguments: tuple[str, ...] = ()
     extension_points: tuple[str, ...] = ()
+    shard_marks: Mapping[str, str] = field(default_factory=_nothing)
+    part_holders: tuple[str, ...] = ()
     quirks: tuple[str, ...] = ()
 
     def spelling(self, name: str | Rule) -> Spelling:

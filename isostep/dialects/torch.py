@@ -187,6 +187,20 @@ DIALECT = Dialect(
         "decoupled_weight_decay",
     ),
     extension_points=("_init_group", "_accelerator_graph_capture_health_check"),
+    shard_marks={
+        "_is_flat_param": "FSDP1",
+        "_fsdp_flattened": "FSDP1 with use_orig_params=True",
+        "_is_sharded": "fairscale's FullyShardedDataParallel",
+        "ds_id": "DeepSpeed's ZeRO-3",
+        "tensor_model_parallel": "Megatron's tensor parallelism",
+        "model_parallel": "model parallelism",
+    },
+    part_holders=(
+        "DeepSpeedZeroOptimizer",
+        "DeepSpeedZeroOptimizer_Stage3",
+        "BF16_Optimizer",
+        "DistributedOptimizer",
+    ),
     quirks=(
         "torch-step-in-float32: the step count is a float32, which stops growing at 2^24",
         "torch-tensor-hyperparameters: coefficients of a tensor as lr, betas or weight_decay are "

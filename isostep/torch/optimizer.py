@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch._compile import _disable_dynamo
 
-from isostep import extension, rules
+from isostep import dialects, extension, parts, rules
 from isostep.errors import HyperparameterError
 from isostep.groups import Group, as_groups
 from isostep.lock import Lock
@@ -60,6 +60,7 @@ class FusedStep(torch.optim.Optimizer):
             if not isinstance(lr, torch.Tensor):
                 rules.get(self.rule).hyperparameter("lr").check(lr, f"lr of {group.patterns}")
         super().__init__(params, *args, **kwargs)
+        self._refuse_parts()
         self._patterns = patterns
         hyper = Hyperparameters(rules.get(self.rule), self._extras)
         first = hyper.values(self.param_groups[0])
@@ -87,6 +88,18 @@ class FusedStep(torch.optim.Optimizer):
             )
         for group in self.param_groups:
             check_rate(group)
+
+    def _refuse_parts(self) -> None:
+        """Refuse options that span parameters, if only a part of a model's are here."""
+        sharded = self._extras.spanning(shards=True)
+        if not sharded:
+            return
+        params = [p for group in self.param_groups for p in group["params"]]
+        torchs = dialects.get("torch")
+        parts.refuse(sharded, parts.mark_of(params, torchs.shard_marks))
+        spanning = self._extras.spanning(shards=False)
+        if spanning:
+            parts.refuse(spanning, parts.holder_of(self, params, torchs.part_holders))
 
     def _refuse_extras(self, cause: own_step.Cause) -> None:
         used = self._extras.used()
@@ -201,6 +214,7 @@ class FusedStep(torch.optim.Optimizer):
         return binding
 
     def _bind(self, dry: bool = False) -> Binding:
+        self._refuse_parts()
         with torch.inference_mode(False):  # tensors of the state outlive it
             return Binding(
                 rules.get(self.rule),

@@ -85,6 +85,17 @@ class Extras:
         """The options that are not left at their defaults."""
         return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
+    def spanning(self, shards: bool) -> list[str]:
+        """The options in use that look at more than one parameter.
+
+        Args:
+            shards: those that look at more than one element, too.
+        """
+        used = ["clip"] if self.clip and self.clip.kind == "global_norm" else []
+        if shards and self.clip and self.clip.kind == "norm":
+            used = ["clip"]
+        return [*used, *(name for name in ("nonfinite", "report") if name in self.used())]
+
     @property
     def style(self) -> Dialect:
         """The dialect itself."""

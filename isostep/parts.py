@@ -1,0 +1,83 @@
+"""Optimizers that hold a part of a model: what spans parameters would span too few of them.
+
+A global norm, a step that is skipped for a non-finite gradient, and a report look at all gradients.
+Where a framework spreads parameters, or the elements of each, over processes, every process would
+decide by its own. An optimizer tells by who makes or steps it, and by marks on its parameters, which
+are data of the dialect; replicas of whole models have neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from isostep.errors import HyperparameterError
+
+
+def mark_of(params: Iterable[Any], marks: Mapping[str, str]) -> str:
+    """What marks one of the parameters as a shard, in words; empty if nothing does.
+
+    Args:
+        params: the parameters.
+        marks: attributes that are true of a shard, and whose they are.
+    """
+    for k, param in enumerate(params):
+        for name, whose in marks.items():
+            value = getattr(param, name, None)
+            if value is not None and value is not False:  # it may be a tensor, or number 0
+                return f"parameter {k} is a shard of {whose} (it has {name})"
+    return ""
+
+
+def holder_of(optimizer: Any, params: Collection[Any], names: Sequence[str]) -> str:
+    """The optimizer that makes or steps this one and has more parameters, in words; else nothing.
+
+    Args:
+        optimizer: the one that asks.
+        params: its parameters.
+        names: classes that are known to step parts by optimizers inside of them.
+    """
+    own = {id(p) for p in params}
+    for outer in _callers():
+        if outer is optimizer:
+            continue
+        called = type(outer).__name__
+        if called in names or own < set(map(id, _all_of(outer))):
+            return f"{called} gives it a part of its parameters"
+    return ""
+
+
+def refuse(used: Sequence[str], why: str) -> None:
+    """Raise if options are used that span parameters, where only some are at hand.
+
+    Args:
+        used: the options.
+        why: what shows that it is a part; empty if it is none.
+
+    Raises:
+        HyperparameterError: there are such options.
+    """
+    if used and why:
+        raise HyperparameterError(
+            f"{', '.join(used)}: this optimizer holds a part of a model, and would go by that part "
+            f"alone: {why}; clip, or look for non-finite gradients, before the step, by what the "
+            f"framework has for parts"
+        )
+
+
+def _callers() -> Iterator[Any]:
+    """The objects whose methods are being called, the innermost first."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
+def _all_of(optimizer: Any) -> list[Any]:
+    """The parameters in the groups of what may be an optimizer."""
+    with contextlib.suppress(Exception):  # it may be anything, and half made
+        return [p for group in optimizer.param_groups for p in group["params"]]
+    return []
