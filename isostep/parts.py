@@ -2,8 +2,8 @@
 
 A global norm, a step that is skipped for a non-finite gradient, and a report look at all gradients.
 Where a framework spreads parameters, or the elements of each, over processes, every process would
-decide by its own. An optimizer tells by who makes or steps it, and by marks on its parameters, which
-are data of the dialect; replicas of whole models have neither.
+decide by its own. An optimizer tells by who makes or steps it, and by marks on its parameters,
+which are data of the dialect; replicas of whole models have neither.
 """
 
 from __future__ import annotations

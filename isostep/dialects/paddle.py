@@ -165,6 +165,13 @@ DIALECT = Dialect(
         "lr_ratio",
         "apply_decay_param_fun",
     ),
+    shard_marks={"is_distributed": "Paddle's tensor parallelism"},
+    part_holders=(
+        "DygraphShardingOptimizer",
+        "DygraphShardingOptimizerV2",
+        "GroupShardedOptimizerStage2",
+        "GroupShardedStage3",
+    ),
     extension_points=(
         "_add_accumulator",
         "_add_moments_pows",

@@ -20,7 +20,7 @@ from paddle.jit.sot import psdb
 from paddle.jit.sot.utils.utils import no_eval_frame
 from paddle.optimizer.lr import LRScheduler
 
-from isostep import rules
+from isostep import dialects, parts, rules
 from isostep.dialects import Spelling
 from isostep.dialects.paddle import STEPPED
 from isostep.errors import HyperparameterError, ParameterError
@@ -311,6 +311,7 @@ class FusedStep(Framework):
         """What steps some parameters, made for them; or why the step is Paddle's own."""
         before = self._binding
         self._unbind()
+        self._refuse_parts(roster.params)
         if own_step.repeats(own.params):
             return own_step.TWICE
         native = self._extras.engine == "native" and _on_cpu(own.params)
@@ -337,6 +338,15 @@ class FusedStep(Framework):
             )
         self._binding = made
         return made
+
+    def _refuse_parts(self, params: Sequence[Any]) -> None:
+        """Refuse options that span parameters, if only a part of a model's are here. Paddle's own
+        clips of global norms are replaced by what shards the parameters."""
+        spanning = [name for name in self._extras.used() if name in ("nonfinite", "report")]
+        if spanning:
+            paddles = dialects.get("paddle")
+            parts.refuse(spanning, parts.mark_of(params, paddles.shard_marks))
+            parts.refuse(spanning, parts.holder_of(self, params, paddles.part_holders))
 
     def _leave(
         self,

@@ -94,6 +94,34 @@ def test_a_rate_that_is_not_finite_is_refused_and_nothing_moves(rate: float) -> 
     assert bool((before == params[0]).all())
 
 
+class DygraphShardingOptimizer:
+    """As Paddle's: it has another optimizer step this process's part."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+@pytest.mark.parametrize("options", [{"nonfinite": "skip"}, {"report": True}], ids=str)
+def test_what_spans_parameters_is_refused_in_a_part_of_a_model(options: dict[str, Any]) -> None:
+    params = parameters()
+    for p in params:
+        p.grad = paddle.ones_like(p)
+    before = [p.numpy() for p in params]
+    optimizer = isostep.paddle.AdamW(parameters=params, **options)
+    with pytest.raises(HyperparameterError, match="DygraphShardingOptimizer gives it a part"):
+        DygraphShardingOptimizer(optimizer).step()
+    params[0].is_distributed = True
+    with pytest.raises(HyperparameterError, match="parameter 0 is a shard of Paddle's tensor"):
+        optimizer.step()
+    assert all((b == p.numpy()).all() for b, p in zip(before, params, strict=True))
+    params[0].is_distributed = False
+    optimizer.step()
+    assert all((b != p.numpy()).any() for b, p in zip(before, params, strict=True))
+
+
 def test_parameters_that_no_kernel_steps_are_refused() -> None:
     whole = paddle.to_tensor([1j, 2j, 3j], stop_gradient=False)
     whole.grad = paddle.ones([3], "complex64")

@@ -1,4 +1,4 @@
-"""Options that span parameters, in optimizers that hold a part of a model: refused, never silent."""
+"""Options that span parameters, in optimizers that hold a part of a model: refused by name."""
 
 from __future__ import annotations
 
