@@ -160,11 +160,11 @@ class Look:
     def __init__(
         self, source: str, name: str, words: Sequence[int], high: int, keep: tuple[Any, ...]
     ) -> None:
-        self._keep = keep
         self.words = (ctypes.c_int64 * len(words))(*words)
         self._bounds = (ctypes.c_int64 * 2)(0, high)
         self._row = ctypes.c_void_p(ctypes.addressof(self._bounds))
-        entry = _Entry(machine_code.build(source).addresses[name])
+        entry: Any = _Entry(machine_code.build(source).addresses[name])
+        entry.kept = keep, self._bounds, self._row, self.words  # `call` may outlive this object
         given = (ctypes.addressof(self._row), None, None, ctypes.addressof(self.words))
         self.call: Callable[[], None] = functools.partial(entry, *given)
 

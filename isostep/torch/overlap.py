@@ -58,13 +58,17 @@ def check_apart(kept: dict[tuple[str, str], torch.Tensor], params: Sequence[torc
     Raises:
         NotOurs: a tensor of the state shares memory with another, or with a parameter.
     """
-    among_params = Stretches(params)
-    end = 0
-    for (low, high), (name, key) in sorted((_bounds(t), place) for place, t in kept.items()):
-        if high > low:
-            if low < end or among_params.meet(kept[name, key]):
-                raise odd(f"the state {key!r} of parameter {name!r}", "memory that it shares")
-            end = high
+    nobody = ("", "")
+    places = [(*_bounds(t), nobody) for t in params]
+    places += [(*_bounds(t), place) for place, t in kept.items()]
+    end, last, end_of_state = 0, nobody, 0
+    for low, high, place in sorted(places):
+        if high > low and (low < end_of_state or (place != nobody and low < end)):
+            name, key = place if place != nobody else last
+            raise odd(f"the state {key!r} of parameter {name!r}", "memory that it shares")
+        end = max(end, high)
+        if place != nobody:
+            end_of_state, last = max(end_of_state, high), place
 
 
 def layers(leaves: list[Leaf], places: list[int]) -> None:
