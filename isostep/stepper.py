@@ -9,27 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isostep import commit, flushing
+from isostep import commit
 from isostep import recipe as recipes
+from isostep.coefficients import Folded
 from isostep.compile.arrays import Array, compute_dtype
-from isostep.compile.layout import Layout
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
+from isostep.engines.selection import Cohorts, Kind, Selection, kind_of
 from isostep.errors import GradientError, HyperparameterError
 from isostep.plan import Plan, PlanEntry
 from isostep.rates import LR_RATIO
 from isostep.recipe import EMA, Clip, Recipe
 from isostep.report import SUMS, GroupReport, Report
-from isostep.rules.base import SCALARS, Domain, Hyperparameter, Rule, is_on
+from isostep.rules.base import Domain, Hyperparameter, Rule, is_on
 from isostep.tracing import trace
 
 Engine = Literal["native", "array"]
@@ -145,23 +147,6 @@ def new_array(
     return array
 
 
-@dataclass
-class _Prepared:
-    """The cohorts for one set of gradients (which are there, and in which dtypes).
-
-    Args:
-        runners: those of the parameters with a gradient.
-        idle: those of the others, where the dialect averages them as well.
-        counted: for each parameter 1 if it has a gradient, else 0.
-        staged: parameters that are copied in before a step, and back after it.
-    """
-
-    runners: list[Runner]
-    idle: list[Runner]
-    counted: NDArray[np.int64]
-    staged: list[Leaf]
-
-
 @dataclass(frozen=True)
 class _Taken:
     """The parameters that a stepper has taken in.
@@ -217,7 +202,7 @@ class Stepper:
         self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._codes: list[Any] | None = None
         self._allocate, self._namespace = allocate, namespace
-        self._prepared: dict[tuple[str | None, ...], _Prepared] = {}
+        self._cohorts = Cohorts(self._kinds, self._runner)
 
     def add(self, name: str, array: AnyArray, group: int, steps: int = 0, own: Any = None) -> Leaf:
         """Take a parameter in, with the arrays that are kept for it.
@@ -233,7 +218,6 @@ class Stepper:
         axes = self.rule.factored_axes(array.shape, self._static(group))
         leaf = Leaf(name, array, group, axes, own)
         self._fill(leaf)
-        self._prepared.clear()
         self._codes = None
         # In one assignment: an exception finds the parameter taken in, or not.
         self._taken = self._taken.plus(leaf, steps)
@@ -253,7 +237,7 @@ class Stepper:
         """Look again at what selects code, after a hyperparameter of a group has changed."""
         for leaf in self.leaves:
             self._fill(leaf)
-        self._prepared.clear()
+        self._cohorts = Cohorts(self._kinds, self._runner)
 
     def regroup(self, groups: Sequence[HyperGroup], membership: Sequence[int]) -> None:
         """Other groups, or other hyperparameters in them.
@@ -353,55 +337,24 @@ class Stepper:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def prepare(self, grad_dtypes: tuple[str | None, ...]) -> _Prepared:
+    def prepare(self, grad_dtypes: tuple[str | None, ...]) -> Selection:
         """The cohorts for gradients of these dtypes, None where there is no gradient."""
-        if grad_dtypes not in self._prepared:
-            if len(self._prepared) > 8:  # masks that never come again must not pile up
-                self._prepared.clear()
-            self._prepared[grad_dtypes] = self._build(grad_dtypes)
-        return self._prepared[grad_dtypes]
+        return self._cohorts.select(self.leaves, grad_dtypes)
 
-    def _build(self, grad_dtypes: tuple[str | None, ...]) -> _Prepared:
-        averages_idle = self.options.ema is not None and self.dialect.averaging.without_gradient
-        sorted_in: dict[Any, list[int]] = {}
-        for index, (leaf, grad) in enumerate(zip(self.leaves, grad_dtypes, strict=True)):
-            if leaf.array.size == 0 or (grad is None and not averages_idle):
-                continue
-            recipe = replace(self.recipe(leaf), idle=grad is None)
-            kept = (Array(name, a.dtype.name) for name, a in leaf.arrays.items())
-            layout: Layout = "flat" if recipe.idle else leaf.layout
-            matrix = leaf.shape3[1:] if layout == "lanes" else None  # made for one shape
-            swapped = leaf.swapped and not recipe.idle
-            key = (
-                leaf.layer,
-                (recipe, swapped),
-                (Array("grad", grad or "float32"), *kept),
-                layout,
-                matrix,
-            )
-            sorted_in.setdefault(key, []).append(index)
-        counted = np.array([grad is not None for grad in grad_dtypes], dtype=np.int64)
-        ready = _Prepared([], [], counted, [leaf for leaf in self.leaves if leaf.staged])
-        for key in sorted(sorted_in, key=lambda key: key[0]):
-            _, (recipe, swapped), arrays, layout, _ = key
-            members = sorted_in[key]
-            leaves = [self.leaves[k] for k in members]
-            cohort = Cohort(
-                trace(recipe, swapped=swapped),
-                list(arrays),
-                layout,
-                [(1, 1, leaf.array.size) if recipe.idle else leaf.shape3 for leaf in leaves],
-                np.array(members),
-                title=self.rule.name,
-                guards=flushing.guards(recipe),
-            )
-            (ready.idle if recipe.idle else ready.runners).append(self._runner(cohort, leaves))
-        return ready
+    def own_cohorts(self, grad_dtypes: tuple[str | None, ...]) -> Selection:
+        """As `prepare`, with tables that nobody else has, not even another step."""
+        return self._cohorts.select_own(self.leaves, grad_dtypes)
+
+    def _kinds(self, leaf: Leaf) -> tuple[Kind | None, Kind | None]:
+        """What decides about the cohorts of a parameter with a gradient, and without."""
+        recipe, average = self.recipe(leaf), self.options.ema
+        if average is None or not self.dialect.averaging.without_gradient:
+            return kind_of(leaf, recipe), None
+        return kind_of(leaf, recipe), kind_of(leaf, replace(recipe, idle=True))
 
     def _runner(self, cohort: Cohort, leaves: list[Leaf]) -> Runner:
         if self.engine == "array":
-            arrays = [dict(leaf.arrays) for leaf in leaves]
-            return ArrayRunner(cohort, arrays, self._namespace)
+            return ArrayRunner(cohort, [dict(leaf.arrays) for leaf in leaves], self._namespace)
         names = [a.name for a in cohort.arrays]
         addresses = [
             [leaf.arrays[n].ctypes.data if n in leaf.arrays else 0 for n in names]
@@ -451,7 +404,7 @@ class Stepper:
 
     def _writes(
         self,
-        ready: _Prepared,
+        ready: Selection,
         rows: Sequence[Runner],
         empty: Sequence[int],
         loss_scale: float,
@@ -485,41 +438,31 @@ class Stepper:
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         """For each cohort its coefficients: numbers, or arrays over its tensors where groups or
         step counts differ."""
+        groups, folded = self._taken.groups, Folded(partial(self._fold, loss_scale))
         if self.dialect.steps_per == "parameter":
-            counts, alike = self.steps, bool((self.steps == self.steps[:1]).all())
+            counts = self.steps
+            alike = len(self.groups) == 1 and bool((counts == counts[:1]).all())
         else:
-            counts, alike = np.broadcast_to(self.iteration, len(self.leaves)), True
-        alike = alike and len(self.groups) == 1
-        folded: dict[tuple[int, int, str], dict[str, Any]] = {}
-        result: list[dict[str, Any]] = []
+            counts = np.broadcast_to(self.iteration, len(self.leaves))
+            alike = len(self.groups) == 1
+        found: list[dict[str, Any]] = []
         for runner in runners:
             members, dtype = runner.cohort.members, _model_dtype(runner.cohort)
             if alike:
-                result.append(self._fold(folded, (0, int(counts[0]) + 1, dtype), loss_scale))
-                continue
-            kinds = np.stack([self._taken.groups[members], counts[members] + 1], axis=1)
-            kinds, place = np.unique(kinds, axis=0, return_inverse=True)
-            each = [self._fold(folded, (int(g), int(n), dtype), loss_scale) for g, n in kinds]
-            result.append({k: np.array([c[k] for c in each])[place.ravel()] for k in each[0]})
-        return result
+                found.append(folded.alone(0, int(counts[0]) + 1, dtype))
+            else:
+                found.append(folded.of(groups[members], counts[members] + 1, dtype))
+        return found
 
-    def _fold(
-        self,
-        folded: dict[tuple[int, int, str], dict[str, Any]],
-        key: tuple[int, int, str],
-        loss_scale: float,
-    ) -> dict[str, Any]:
-        """The coefficients of one group at one step count, for parameters of one dtype."""
-        if key in folded:
-            return folded[key]
-        group, t, dtype = key
+    def _fold(self, loss_scale: float, xp: Any, group: int, t: Any, dtype: str) -> dict[str, Any]:
+        """The coefficients of one group; see `coefficients.Fold`."""
         h = self.groups[group].at(self.iteration, self.rule)
         for name in self.spelling.none_is_machine_epsilon:
             if getattr(h, name) is None:
                 setattr(h, name, machine_epsilon(dtype))
-        folded[key] = recipes.coefficients(
-            SCALARS,
-            float(t),
+        return recipes.coefficients(
+            xp,
+            t,
             self.iteration + 1,
             h,
             rule=self.rule,
@@ -531,7 +474,6 @@ class Stepper:
             loss_scale=loss_scale,
             read=lambda value, declared: read(value, self.iteration, declared),
         )
-        return folded[key]
 
     def _refuse(self, runners: Sequence[Runner], outcome: Outcome) -> NoReturn:
         counts = self._gather(runners, outcome, "nonfinite")

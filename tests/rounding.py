@@ -23,6 +23,7 @@ from isostep import flushing
 from isostep import recipe as recipes
 from isostep.compile.arrays import Array
 from isostep.compile.layout import SUM_BLOCK
+from isostep.rules.base import SCALARS
 
 from .table import UNIT_ROUNDOFF
 
@@ -286,7 +287,7 @@ class Twin:
         index = stepper.leaves.index(leaf)
         counts = stepper.dialect.steps_per == "parameter"
         t = int(stepper.steps[index] if counts else stepper.iteration) + 1
-        return stepper._fold({}, (leaf.group, t, leaf.array.dtype.name), loss_scale)
+        return stepper._fold(loss_scale, SCALARS, leaf.group, float(t), leaf.array.dtype.name)
 
     def _coefficients(self, leaf: Any, compute: Arithmetic, loss_scale: float) -> SimpleNamespace:
         """Rounded to the dtype of the arithmetic where a kernel reads them."""

@@ -566,7 +566,7 @@ def test_changing_sets_of_gradients_do_not_pile_up() -> None:
     optimizer = isostep.SGD(params, lr=0.1)
     for step in range(100):
         optimizer.step({n: np.ones(3) if (step >> k) % 2 else None for k, n in enumerate(params)})
-    assert len(optimizer._stepper._prepared) < 12
+    assert len(optimizer._stepper._cohorts.recent) < 12
 
 
 def test_a_step_keeps_no_gradient_alive() -> None:

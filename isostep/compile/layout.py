@@ -11,11 +11,10 @@ Arrays are dense, in the order (batch, rows, columns).
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Layout = Literal["flat", "rows", "lanes"]
 
@@ -47,17 +46,15 @@ def layout_of(shape: Shape3, factored: bool) -> Layout:
     return "lanes" if short else "rows"
 
 
-def flat_chunks(sizes: list[int]) -> Table:
+def flat_chunks(sizes: ArrayLike) -> Table:
     """Chunks of at most `CHUNK` elements, in the order of the tensors."""
-    rows = [
-        (tensor, start, min(CHUNK, size - start))
-        for tensor, size in enumerate(sizes)
-        for start in range(0, size, CHUNK)
-    ]
-    return _table(rows, FLAT_CHUNK)
+    sizes = np.asarray(sizes, dtype=np.int64)
+    tensor, part = _parts(-(-sizes // CHUNK))
+    start = part * CHUNK
+    return np.stack([tensor, start, np.minimum(CHUNK, sizes[tensor] - start)], axis=1)
 
 
-def rows_chunks(shapes: list[Shape3], sums: int) -> tuple[Table, Table, int]:
+def rows_chunks(shapes: ArrayLike, sums: int) -> tuple[Table, Table, int]:
     """Chunks of whole rows, the column tasks that follow, and the length of the column sums.
 
     `sums` is how many sums per column a pass takes at most.
@@ -67,36 +64,36 @@ def rows_chunks(shapes: list[Shape3], sums: int) -> tuple[Table, Table, int]:
     take more memory than the spare. The cut does not depend on the number of threads, and so
     neither do the bits of the result.
     """
-    total = sum(batch * rows * columns for batch, rows, columns in shapes)
+    batches, rows, columns = np.asarray(shapes, dtype=np.int64).reshape(-1, 3).T
+    total = int((batches * rows * columns).sum())
     # Chunks of one element would need this many sums, and larger ones so many times less.
-    finest = sums * sum(batch * rows * columns**2 for batch, rows, columns in shapes)
+    finest = sums * int((batches * rows * columns**2).sum())
     spare = SPARE_SUMS + total // SPARE_PART
     target = max(CHUNK, total // COLUMN_PARTS, finest // spare)
-    chunks: list[tuple[int, ...]] = []
-    tasks: list[tuple[int, ...]] = []
-    offset = 0
-    for tensor, (batches, rows, columns) in enumerate(shapes):
-        parts = min(rows, max(1, -(-rows * columns // target)))
-        bounds = [rows * part // parts for part in range(parts + 1)]
-        for batch in range(batches):
-            tasks.append((tensor, batch, offset, parts))
-            for first, end in itertools.pairwise(bounds):
-                chunks.append((tensor, batch, first, end, offset))
-                offset += columns * sums
-    return _table(chunks, ROWS_CHUNK), _table(tasks, COLUMN_TASK), offset
+    parts = np.minimum(rows, np.maximum(1, -(-rows * columns // target)))
+    tensor, batch = _parts(batches)
+    task, part = _parts(parts[tensor])
+    of_chunk = tensor[task]
+    first, end = (rows[of_chunk] * (part + k) // parts[of_chunk] for k in (0, 1))
+    lengths = columns[of_chunk] * sums
+    offsets = np.cumsum(lengths) - lengths
+    chunks = np.stack([of_chunk, batch[task], first, end, offsets], axis=1)
+    tasks = np.stack([tensor, batch, offsets[part == 0], parts[tensor]], axis=1)
+    return chunks, tasks, int(lengths.sum())
 
 
-def lanes_chunks(shapes: list[Shape3]) -> Table:
+def lanes_chunks(shapes: ArrayLike) -> Table:
     """Chunks of whole small matrices, about `CHUNK` elements each."""
-    rows: list[tuple[int, ...]] = []
-    for tensor, (batches, height, width) in enumerate(shapes):
-        per_chunk = max(LANES, CHUNK // (height * width) // LANES * LANES)
-        rows += [
-            (tensor, first, min(first + per_chunk, batches))
-            for first in range(0, batches, per_chunk)
-        ]
-    return _table(rows, LANES_CHUNK)
+    batches, rows, columns = np.asarray(shapes, dtype=np.int64).reshape(-1, 3).T
+    most = np.maximum(LANES, CHUNK // (rows * columns) // LANES * LANES)
+    tensor, part = _parts(-(-batches // most))
+    first = part * most[tensor]
+    end = np.minimum(first + most[tensor], batches[tensor])
+    return np.stack([tensor, first, end], axis=1)
 
 
-def _table(rows: list[tuple[int, ...]], words: tuple[str, ...]) -> Table:
-    return np.array(rows, dtype=np.int64).reshape(len(rows), len(words))
+def _parts(counts: Table) -> tuple[Table, Table]:
+    """Each part of each of some things: which thing it is of, and its place among the parts of
+    that."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    return of, np.arange(len(of)) - (np.cumsum(counts) - counts)[of]

@@ -49,7 +49,7 @@ class Pass:
         return [r for r in self.reductions if r.domain == "tensor"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Schedule:
     """A graph cut into passes.
 

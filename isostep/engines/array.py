@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isostep.commit import Progress
 from isostep.compile.schedule import Pass
@@ -121,6 +122,11 @@ class ArrayRunner:
 
     def begin(self, coefficients: dict[str, Any]) -> None:
         """Nothing depends on them but what `run` is given."""
+
+    def of(self, places: NDArray[np.intp]) -> ArrayRunner:
+        """A runner of some of the tensors; see `cohort.Runner`."""
+        arrays = [self.arrays[k] for k in places.tolist()]
+        return ArrayRunner(self.cohort.of(places), arrays, self.xp)
 
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ class Cohort:
         members: for each tensor its place in the optimizer.
         title: what the kernel does, for people.
         guards: what keeps it from feeling that denormal numbers are flushed; see `flushing`.
+
+    Attributes:
+        extents, sizes: the shapes as an array, and the number of elements of each tensor.
     """
 
     schedule: Schedule
@@ -48,10 +51,17 @@ class Cohort:
     members: NDArray[np.intp]
     title: str
     guards: Guards | None = None
+    extents: NDArray[np.int64] = field(init=False)
     sizes: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sizes = np.array([math.prod(s) for s in self.shapes], dtype=np.float64)
+        self.extents = np.array(self.shapes, dtype=np.int64).reshape(-1, 3)
+        self.sizes = self.extents.prod(axis=1).astype(np.float64)
+
+    def of(self, places: NDArray[np.intp]) -> Cohort:
+        """Some of the tensors, by their places."""
+        shapes = [self.shapes[k] for k in places.tolist()]
+        return replace(self, shapes=shapes, members=self.members[places])
 
     @property
     def compute_dtype(self) -> Literal["float32", "float64"]:
@@ -76,6 +86,10 @@ class Runner(Protocol):
 
     def begin(self, coefficients: dict[str, Any]) -> None:
         """Take in the coefficients of a step."""
+        ...
+
+    def of(self, places: NDArray[np.intp]) -> Runner:
+        """A runner of some of the tensors, by their places, over the same arrays."""
         ...
 
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:

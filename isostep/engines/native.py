@@ -6,6 +6,7 @@ the column of gradient addresses and the scalars, and calls each pass once for a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,26 @@ Table = NDArray[np.int64]
 SERIAL_BELOW = 1 << 14  # elements: under this, waking threads costs more than they save
 
 
+@functools.lru_cache(maxsize=1024)
+def _written(
+    schedule: Schedule,
+    arrays: tuple[Array, ...],
+    layout: walk.Layout,
+    matrix: tuple[int, int],
+    title: str,
+) -> tuple[str, int]:
+    """The source of a kernel, and how many bytes of scratch memory each call of it needs."""
+    form = schedule, list(arrays), layout, matrix
+    return write_module(*form, title), scratch_bytes(*form)
+
+
+def _source_of(cohort: Cohort) -> tuple[str, int]:
+    # Only the lanes layout is made for one shape of matrix.
+    matrix = cohort.shapes[0][1:] if cohort.layout == "lanes" else (0, 0)
+    form = cohort.schedule, tuple(cohort.arrays), cohort.layout, matrix
+    return _written(*form, cohort.title)
+
+
 class NativeRunner:
     """A cohort with its machine code and tables.
 
@@ -41,38 +62,24 @@ class NativeRunner:
     def __init__(self, cohort: Cohort, addresses: Table) -> None:
         self.cohort = cohort
         self.addresses = np.ascontiguousarray(addresses, dtype=np.int64)
+        self.source, scratch = _source_of(cohort)
         self.kernel = machine_code.build(self.source, FLUSHING)
-        self._shapes = np.array([s[1:] for s in cohort.shapes], dtype=np.int64)
-        self._tasks = np.zeros((0, len(walk.COLUMN_TASK)), dtype=np.int64)
-        column_sums = 0
-        if cohort.layout == "flat":
-            self._chunks = walk.flat_chunks([int(s) for s in cohort.sizes])
-        elif cohort.layout == "lanes":
-            self._chunks = walk.lanes_chunks(cohort.shapes)
-        else:
-            self._chunks, self._tasks, column_sums = walk.rows_chunks(
-                cohort.shapes, _sums_per_column(cohort)
-            )
-        self._column_sums = np.zeros(column_sums)
-        self._dtype = np.float64 if cohort.compute_dtype == "float64" else np.float32
-        # The first chunk of each tensor: chunks stand in the order of tensors.
-        self._first_chunks = np.unique(self._chunks[:, 0], return_index=True)[1]
-        self._bounds: dict[tuple[int, bool], Table] = {}
-        self._scratch_bytes = scratch_bytes(*self._form)
-        self._scratch: list[NDArray[np.uint8]] = []
+        self._walk = _Walk(cohort, scratch)
+        tables = {
+            "arrays": self.addresses,
+            "shapes": np.ascontiguousarray(cohort.extents[:, 1:]),
+            "chunks": self._walk.chunks,
+            "tasks": self._walk.tasks,
+            "column_sums": self._walk.column_sums,
+        }
+        passes = range(len(cohort.schedule.passes))
+        self._passes = [_PassTables(self, self._walk, tables, number) for number in passes]
         self._guards = flushing.bounds(cohort.guards, cohort.arrays)
         self.flushes = False
-        self._passes = [_PassTables(self, number) for number in range(len(cohort.schedule.passes))]
 
-    @property
-    def source(self) -> str:
-        """The generated source."""
-        return write_module(*self._form, self.cohort.title)
-
-    @property
-    def _form(self) -> tuple[Schedule, list[Array], walk.Layout, tuple[int, int]]:
-        c = self.cohort
-        return c.schedule, c.arrays, c.layout, c.shapes[0][1:]
+    def of(self, places: NDArray[np.intp]) -> NativeRunner:
+        """A runner of some of the tensors; see `cohort.Runner`."""
+        return NativeRunner(self.cohort.of(places), self.addresses[places])
 
     def refresh(self, name: str, addresses: Table) -> None:
         """Set the addresses of array `name`, one for each tensor."""
@@ -90,9 +97,37 @@ class NativeRunner:
         """Run one pass; see `cohort.Runner`."""
         return self._passes[number].run(scalars, progress)
 
+
+class _Walk:
+    """How the elements of a cohort are walked: its chunks, and which thread takes which.
+
+    Args:
+        cohort: the tensors.
+        scratch: bytes of memory of its own that each call of a kernel needs.
+    """
+
+    def __init__(self, cohort: Cohort, scratch: int) -> None:
+        self._cohort, self._scratch_bytes = cohort, scratch
+        self.tasks = np.zeros((0, len(walk.COLUMN_TASK)), dtype=np.int64)
+        column_sums = 0
+        if cohort.layout == "flat":
+            self.chunks = walk.flat_chunks(cohort.sizes)
+        elif cohort.layout == "lanes":
+            self.chunks = walk.lanes_chunks(cohort.extents)
+        else:
+            most = _sums_per_column(cohort)
+            self.chunks, self.tasks, column_sums = walk.rows_chunks(cohort.extents, most)
+        self.column_sums = np.zeros(column_sums)
+        # The first chunk of each tensor: chunks stand in the order of tensors.
+        tensors = np.arange(len(cohort.shapes))
+        self.first_chunks = np.searchsorted(self.chunks[:, 0], tensors)
+        self._serial = cohort.sizes.sum() < SERIAL_BELOW
+        self._bounds: dict[tuple[int, bool], Table] = {}
+        self._scratch: list[NDArray[np.uint8]] = []
+
     def bounds(self, tasks: bool) -> Table:
         """Chunks (or column tasks) cut into one contiguous range for each thread, of equal work."""
-        threads_now = threads.thread_count() if self.cohort.sizes.sum() >= SERIAL_BELOW else 1
+        threads_now = 1 if self._serial else threads.thread_count()
         key = (threads_now, tasks)
         if key not in self._bounds:
             bounds = _cut(self._work(tasks), threads_now)
@@ -108,14 +143,13 @@ class NativeRunner:
         return np.ascontiguousarray(np.column_stack([bounds, places]))
 
     def _work(self, tasks: bool) -> Floats:
-        table = self._tasks if tasks else self._chunks
-        tensor = table[:, 0]
-        rows, columns = self._shapes[tensor].T
+        table = self.tasks if tasks else self.chunks
+        _, rows, columns = self._cohort.extents[table[:, 0]].T
         if tasks:
             return (columns * table[:, 3]).astype(np.float64)
-        if self.cohort.layout == "flat":
+        if self._cohort.layout == "flat":
             return table[:, 2].astype(np.float64)
-        if self.cohort.layout == "lanes":
+        if self._cohort.layout == "lanes":
             return ((table[:, 2] - table[:, 1]) * rows * columns).astype(np.float64)
         return ((table[:, 3] - table[:, 2]) * columns).astype(np.float64)
 
@@ -123,22 +157,18 @@ class NativeRunner:
 class _PassTables:
     """The tables of one pass."""
 
-    def __init__(self, runner: NativeRunner, number: int) -> None:
-        step = runner.cohort.schedule.passes[number]
-        self._runner = runner
+    def __init__(
+        self, runner: NativeRunner, walked: _Walk, tables: dict[str, NDArray[Any]], number: int
+    ) -> None:
+        cohort = runner.cohort
+        step = cohort.schedule.passes[number]
+        dtype = np.float64 if cohort.compute_dtype == "float64" else np.float32
         # One row of scalars for each tensor; never empty, so that it has an address.
-        self._scalars = np.zeros((len(runner.cohort.shapes), len(step.scalars)), runner._dtype)
-        self._sums = np.zeros((len(runner._chunks), len(step.tensor_sums)))
-        tables = {
-            "chunks": runner._chunks,
-            "arrays": runner.addresses,
-            "shapes": runner._shapes,
-            "scalars": self._scalars,
-            "tensor_sums": self._sums,
-            "column_sums": runner._column_sums,
-            "tasks": runner._tasks,
-        }
-        addresses = [tables[name].ctypes.data for name in CONTEXT]
+        self._scalars = np.zeros((len(cohort.shapes), len(step.scalars)), dtype)
+        self._sums = np.zeros((len(walked.chunks), len(step.tensor_sums)))
+        self._walk = walked
+        self._tables = tables | {"scalars": self._scalars, "tensor_sums": self._sums}
+        addresses = [self._tables[name].ctypes.data for name in CONTEXT]
         self._context = np.array([*addresses, 0], dtype=np.int64)  # the last at FLUSHING
         self._context_address = int(self._context.ctypes.data)
         code = runner.kernel.addresses
@@ -150,17 +180,17 @@ class _PassTables:
         self._context[FLUSHING] = on
 
     def run(self, scalars: list[Any], progress: Progress) -> list[Floats]:
-        runner = self._runner
+        walked = self._walk
         for k, value in enumerate(scalars):
             self._scalars[:, k] = value
-        bounds = runner.bounds(tasks=False)
+        bounds = walked.bounds(tasks=False)
         threads.run(self._sweep, bounds, self._context_address, progress.call)
         if self._columns is not None:
-            bounds = runner.bounds(tasks=True)
+            bounds = walked.bounds(tasks=True)
             threads.run(self._columns, bounds, self._context_address, progress.call)
         if not self._sums.size:
             return []
-        return list(np.add.reduceat(self._sums, runner._first_chunks, axis=0).T)
+        return list(np.add.reduceat(self._sums, walked.first_chunks, axis=0).T)
 
 
 def _sums_per_column(cohort: Cohort) -> int:

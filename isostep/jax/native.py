@@ -244,7 +244,7 @@ class Kernels:
         for n, leaf in enumerate(stepper.leaves):
             if id(leaf) in place and step.tasks[place[id(leaf)]].gradient is not None:
                 dtypes[n] = step.dtype(step.tasks[place[id(leaf)]], "grad")
-        ready = stepper.prepare(tuple(dtypes))
+        ready = stepper.own_cohorts(tuple(dtypes))
         self._active, self._idle = ready.runners, ready.idle
         self._tables = [
             _Table(step, runner, [place[id(stepper.leaves[k])] for k in runner.cohort.members])

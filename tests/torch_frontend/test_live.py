@@ -191,7 +191,7 @@ class TestGradientsThatComeAndGo:
             grads = make_grads(params, step)
             give(params, [g if step >> (k % 6) & 1 else None for k, g in enumerate(grads)])
             optimizer.step()
-        assert len(optimizer._binding.stepper._prepared) <= 9
+        assert len(optimizer._binding.stepper._cohorts.recent) <= 9
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
