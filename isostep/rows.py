@@ -43,12 +43,12 @@ def row_runner(stepper: Stepper, index: int, rows: Any, values: AnyArray) -> Nat
         The cohort; None if there are no rows.
     """
     leaf = stepper.leaves[index]
-    if not len(rows) or not leaf.array.size:
+    if not len(rows) or not leaf.size:
         return None
     recipe = stepper.recipe(leaf)
     if recipe.average and stepper.dialect.averaging.without_gradient:
         recipe = replace(recipe, average=False, overwrite=False)  # all rows follow, idle
-    width = leaf.array.size // leaf.array.shape[0]
+    width = leaf.size // leaf.shape[0]
     arrays = [Array("grad", values.dtype.name)]
     arrays += [Array(n, a.dtype.name) for n, a in leaf.arrays.items()]
     columns = [_addresses(values.reshape(-1), np.arange(len(rows)), width)]

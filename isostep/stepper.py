@@ -7,7 +7,7 @@ slots, folds the step count into coefficients and has an engine run the passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from isostep.compile.arrays import Array, compute_dtype
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
+from isostep.engines.headers import addresses
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
 from isostep.engines.selection import Cohorts, Kind, Selection, kind_of
@@ -239,6 +240,16 @@ class Stepper:
             self._fill(leaf)
         self._cohorts = Cohorts(self._kinds, self._runner)
 
+    def rebind(self, places: Iterable[int]) -> None:
+        """Look where parameters and what is kept for them lie, which may be elsewhere.
+
+        Args:
+            places: the parameters that can be stepped; others must not have gradients.
+        """
+        for place in places:
+            self.leaves[place].bind()
+        self._cohorts = Cohorts(self._kinds, self._runner)
+
     def regroup(self, groups: Sequence[HyperGroup], membership: Sequence[int]) -> None:
         """Other groups, or other hyperparameters in them.
 
@@ -287,7 +298,7 @@ class Stepper:
             decay=self.decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
             master="model" in leaf.arrays,
-            complex=leaf.array.dtype.name in COMPLEX,
+            complex=leaf.dtype.name in COMPLEX,
             average=ema is not None,
             overwrite=ema is not None and ema.overwrite_every is not None,
             report=o.report,
@@ -310,19 +321,19 @@ class Stepper:
         if isinstance(asked, dict):
             asked = asked.get(slot)
         if asked == "param":
-            return leaf.array.dtype
+            return leaf.dtype
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
         if asked is not None and per == "element":
             return as_dtype(asked)
-        return np.dtype(arithmetic(leaf.array.dtype.name))
+        return np.dtype(arithmetic(leaf.dtype.name))
 
     def _fill(self, leaf: Leaf) -> None:
         """Bind the parameter and make what is kept for it, as far as it is not there."""
         arrays, own = leaf.arrays, leaf.own
-        wide = np.dtype(arithmetic(leaf.array.dtype.name))
+        wide = np.dtype(arithmetic(leaf.dtype.name))
         if "param" not in arrays:
             arrays["param"] = own
-            if self.options.master_weights and leaf.array.dtype.name in LOW_PRECISION:
+            if self.options.master_weights and leaf.dtype.name in LOW_PRECISION:
                 arrays["model"] = own
                 arrays["param"] = self._allocate(leaf, "master", "element", wide, own)
         h = self._static(leaf.group)
@@ -347,20 +358,23 @@ class Stepper:
 
     def _kinds(self, leaf: Leaf) -> tuple[Kind | None, Kind | None]:
         """What decides about the cohorts of a parameter with a gradient, and without."""
-        recipe, average = self.recipe(leaf), self.options.ema
-        if average is None or not self.dialect.averaging.without_gradient:
-            return kind_of(leaf, recipe), None
-        return kind_of(leaf, recipe), kind_of(leaf, replace(recipe, idle=True))
+        recipe = self.recipe(leaf)
+        idle = kind_of(leaf, replace(recipe, idle=True)) if self.averages_idle else None
+        return kind_of(leaf, recipe), idle
+
+    @property
+    def averages_idle(self) -> bool:
+        """Whether parameters without gradient are averaged as well."""
+        return self.options.ema is not None and self.dialect.averaging.without_gradient
 
     def _runner(self, cohort: Cohort, leaves: list[Leaf]) -> Runner:
         if self.engine == "array":
             return ArrayRunner(cohort, [dict(leaf.arrays) for leaf in leaves], self._namespace)
-        names = [a.name for a in cohort.arrays]
-        addresses = [
-            [leaf.arrays[n].ctypes.data if n in leaf.arrays else 0 for n in names]
-            for leaf in leaves
-        ]
-        return NativeRunner(cohort, np.array(addresses, dtype=np.int64))
+        names = [a.name for a in cohort.arrays if a.name != "grad"]
+        found = addresses([leaf.arrays[name] for leaf in leaves for name in names])
+        table = np.zeros((len(leaves), len(cohort.arrays)), dtype=np.int64)
+        table[:, [cohort.column(name) for name in names]] = found.reshape(len(leaves), -1)
+        return NativeRunner(cohort, table)
 
     def step(
         self,
@@ -533,7 +547,7 @@ class Stepper:
         for leaf, grad in zip(self.leaves, grad_dtypes, strict=True):
             kept = self.kept(leaf)
             schedule = trace(self.recipe(leaf))
-            sizes = {"grad": dtype_of(grad or "float32").itemsize * leaf.array.size}
+            sizes = {"grad": dtype_of(grad or "float32").itemsize * leaf.size}
             sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
             moved = sum(sizes[name] for step in schedule.passes for name in step.moves)
             passes = len(schedule.passes)
@@ -542,12 +556,12 @@ class Stepper:
             entries.append(
                 PlanEntry(
                     leaf.name,
-                    leaf.array.shape,
-                    leaf.array.dtype.name,
+                    leaf.shape,
+                    leaf.dtype.name,
                     self.groups[leaf.group].name,
                     {n: (leaf.slot_shape(self.per(n)), a.dtype.name) for n, a in kept.items()},
                     sum(a.nbytes for a in kept.values()),
-                    moved + (4 * leaf.array.nbytes if leaf.staged else 0),
+                    moved + (4 * leaf.dtype.itemsize * leaf.size if leaf.staged else 0),
                     f"{self.engine}, {leaf.layout}, {passes} pass{'es' * (passes > 1)}, {compute}",
                     leaf.staged,
                 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -126,6 +128,39 @@ def experts(count: int, **options: Any) -> tuple[Callable[[], None], isostep.Opt
         optimizer.step({n: gradient if chance.random() < 0.5 else None for n in params})
 
     return step, optimizer
+
+
+def calls_of(step: Callable[[], None]) -> int:
+    """How many functions written in Python a step calls, but those of this module."""
+    found = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal found
+        found += event == "call" and frame.f_code.co_filename != __file__
+
+    sys.setprofile(count)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": lambda t: 0.1 / (t + 1)}, {"ema": 0.9}])
+@pytest.mark.parametrize("dialect", ["torch", "keras"])
+def test_what_a_new_set_costs_does_not_grow_with_the_number_of_parameters(
+    dialect: str, options: dict[str, Any]
+) -> None:
+    """Neither tables nor coefficients: by then, nearly each parameter has a step count of its
+    own."""
+    costs: list[float] = []
+    for count in (50, 400):
+        step, optimizer = experts(count, dialect=dialect, **options)
+        for _ in range(60):
+            step()
+        assert len(optimizer._stepper.ran) == 1
+        costs.append(np.median([calls_of(step) for _ in range(5)]))
+    assert costs[1] < 1.2 * costs[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

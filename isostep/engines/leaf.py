@@ -31,7 +31,10 @@ class Leaf:
         layer: a leaf that shares memory with others is stepped after those of lower layers.
 
     Attributes:
+        shape: that of the array when it was taken in, which the arrays that are kept go by.
         swapped: whether what the rule calls rows are the columns of the matrices that are walked.
+        order: the axes in their order in the memory of what is kept, from the outermost.
+        staged: whether the array is copied to dense memory before a step, and back after it.
     """
 
     name: str
@@ -41,29 +44,42 @@ class Leaf:
     own: Any = None
     arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
     layer: int = 0
+    shape: tuple[int, ...] = field(init=False)
+    dtype: np.dtype[Any] = field(init=False)
+    size: int = field(init=False)
     swapped: bool = field(init=False)
     order: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
-    staged: bool = field(init=False)
+    staged: bool = field(init=False, default=False)
     shape3: Shape3 = field(init=False)
     layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
+        self.shape, self.dtype, self.size = self.array.shape, self.array.dtype, self.array.size
         # Kernels walk along the later of the two axes, whichever the rule calls rows.
         self.swapped = self.factored_axes is not None and self.factored_axes != tuple(
             sorted(self.factored_axes)
         )
         self.order = self._axis_order()
-        self.in_order = self.order == tuple(range(self.array.ndim))
-        dense = self.array.transpose(self.order).flags.c_contiguous
-        self.staged = self.own is None and not dense
+        self.in_order = self.order == tuple(range(len(self.shape)))
         self.shape3 = self._shape3()
         self.layout = layout_of(self.shape3, self.factored_axes is not None)
         if self.own is None:
-            self.own = self.dense(self.array)
+            self.bind()
+
+    def bind(self) -> None:
+        """Look where the array lies, which may be elsewhere than before, and otherwise arranged;
+        what is kept stays where it is."""
+        flags = np.asarray(self.array).transpose(self.order).flags
+        self.staged = not (flags.c_contiguous and flags.aligned)
+        own = self.dense(self.array)
+        for name, array in self.arrays.items():
+            if array is self.own:
+                self.arrays[name] = own
+        self.own = own
 
     def _axis_order(self) -> tuple[int, ...]:
-        axes = range(self.array.ndim)
+        axes = range(len(self.shape))
         if self.factored_axes is not None:
             factored = sorted(self.factored_axes)
             return tuple([a for a in axes if a not in factored] + factored)
@@ -72,13 +88,14 @@ class Leaf:
 
     def _shape3(self) -> Shape3:
         if self.factored_axes is None:
-            return (1, 1, self.array.size)
-        rows, columns = (self.array.shape[axis] for axis in self.order[-2:])
-        return (self.array.size // max(1, rows * columns), rows, columns)
+            return (1, 1, self.size)
+        rows, columns = (self.shape[axis] for axis in self.order[-2:])
+        return (self.size // max(1, rows * columns), rows, columns)
 
     def dense(self, array: AnyArray) -> AnyArray:
         """`array` (of the parameter's shape) flat, in this leaf's order; a copy if need be."""
-        return np.ascontiguousarray(array.transpose(self.order)).reshape(-1)
+        ordered = np.ascontiguousarray(np.asarray(array).transpose(self.order))
+        return (ordered if ordered.flags.aligned else ordered.copy()).reshape(-1)
 
     def _kept_axes(self, per: Domain) -> list[int]:
         row, column = self.factored_axes or (None, None)
@@ -87,7 +104,7 @@ class Leaf:
 
     def slot_shape(self, per: Domain) -> tuple[int, ...]:
         """The shape of a slot as users see it: the parameter's, without what it is reduced over."""
-        return tuple(self.array.shape[axis] for axis in sorted(self._kept_axes(per)))
+        return tuple(self.shape[axis] for axis in sorted(self._kept_axes(per)))
 
     def order_in_memory(self, per: Domain) -> tuple[int, ...]:
         """The axes of a dense array of this leaf, as users count them, from the outermost."""
@@ -97,15 +114,15 @@ class Leaf:
     def bring_in(self) -> None:
         """Copy a staged parameter to its stage."""
         if self.staged:
-            self.own[...] = self.array.transpose(self.order).reshape(-1)
+            self.own[...] = np.asarray(self.array).transpose(self.order).reshape(-1)
 
     def take_back(self) -> None:
         """Copy a stage back to its parameter."""
         if self.staged:
-            self.array[...] = self.view(self.own)
+            np.asarray(self.array)[...] = self.view(self.own)
 
     def view(self, dense: AnyArray, per: Domain = "element") -> AnyArray:
         """A dense array of this leaf, seen with the axes in the user's order."""
         kept = self._kept_axes(per)
         back = np.argsort(kept, kind="stable")
-        return dense.reshape([self.array.shape[axis] for axis in kept]).transpose(back)
+        return dense.reshape([self.shape[axis] for axis in kept]).transpose(back)

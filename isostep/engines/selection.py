@@ -51,7 +51,7 @@ class Kind:
             trace(self.recipe, swapped=self.swapped),
             [Array("grad", grad_dtype), *self.arrays],
             self.layout,
-            [(1, 1, leaf.array.size) if idle else leaf.shape3 for leaf in leaves],
+            [(1, 1, leaf.size) if idle else leaf.shape3 for leaf in leaves],
             members,
             title=self.recipe.rule.name,
             guards=flushing.guards(self.recipe),
@@ -172,7 +172,7 @@ class Cohorts:
 
     def _numbered(self, leaf: Leaf) -> tuple[int, int]:
         """The kinds of a parameter, each by a number: to compare them takes long."""
-        if not leaf.array.size:
+        if not leaf.size:
             return _NONE, _NONE
         stepped, idle = self._kinds_of(leaf)
         numbers = self._numbers

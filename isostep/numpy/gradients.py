@@ -2,75 +2,72 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import numpy as np
 
 from isostep.engines.cohort import Runner
+from isostep.engines.headers import Arrivals
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError
-from isostep.numpy import headers
+from isostep.numpy.memory import Memory, has_memory
+from isostep.numpy.params import behaves
 from isostep.stepper import DTYPES, as_dtype
 
 
 class Gradients:
-    """The gradients of one step: checked, dense, and by address."""
+    """The gradients of one step: checked, dense, and by address.
 
-    def __init__(self, leaves: list[Leaf]) -> None:
-        self._leaves = leaves
+    Args:
+        leaves: the parameters.
+        memory: what a step writes to.
+    """
+
+    def __init__(self, leaves: list[Leaf], memory: Memory) -> None:
+        self._leaves, self._memory = leaves, memory
         self._arrays: list[Any] = []
-        self._dtype_names: tuple[str | None, ...] = ()
         self._lent: list[dict[str, Any]] = []
-        self._headers: headers.Headers | None = None
-        self._dtypes, self._widths, self._addresses, self._apart = (
-            np.zeros(len(leaves), dtype=np.int64) for _ in range(4)
-        )
-        self._in_order = all(leaf.in_order for leaf in leaves)
-        spans = sorted(
-            np.lib.array_utils.byte_bounds(leaf.array) for leaf in leaves if leaf.array.size
-        )
-        self._starts = np.array([s[0] for s in spans], dtype=np.int64)
-        self._ends = np.maximum.accumulate(np.array([s[1] for s in spans], dtype=np.int64))
+        # A dtype of arrays that are there; to look for another would import its library.
+        names = [d for d in DTYPES if d != "bfloat16" or "ml_dtypes" in sys.modules]
+        shapes = [leaf.shape if leaf.in_order else None for leaf in leaves]
+        self._arrivals = Arrivals(shapes, {name: as_dtype(name) for name in names})
+        self._sizes = np.array([leaf.size for leaf in leaves], dtype=np.int64)
+        self._known, self._dtype_names = self._arrivals.dtypes.copy(), (None,) * len(leaves)
+        self._widths = np.zeros(len(leaves), dtype=np.int64)
+        self._addresses = self._arrivals.addresses
+        # Gradients that were found to lie apart from what was written then.
+        self._apart, self._written = np.zeros(len(leaves), dtype=np.int64), memory.bounds
 
     def collect(self, arrays: list[Any]) -> tuple[str | None, ...]:
         """Take the gradients, one for each leaf or None, and return their dtypes; raises before
-        anything is kept."""
-        if not self._as_usual(arrays):
-            arrays = [
-                None if g is None else self._checked(leaf, g)
-                for leaf, g in zip(self._leaves, arrays, strict=True)
-            ]
-            # Names, since a dtype cannot be told from None: np.dtype("float64") == None is true.
-            self._dtype_names = tuple([None if g is None else g.dtype.name for g in arrays])
-            widths = [0 if g is None else g.nbytes for g in arrays]
-            self._widths = np.array(widths, dtype=np.int64)
-            self._addresses[:] = [0 if g is None else g.ctypes.data for g in arrays]
-            self._dtypes[:] = self._apart[:] = 0
+        anything is kept.
+
+        Args:
+            arrays: the gradients; the list becomes this object's own.
+        """
+        found, unusual = self._arrivals, self._arrivals.look(arrays)
+        checked = [self._checked(self._leaves[k], arrays[k]) for k in unusual]
+        for k, g in zip(unusual, checked, strict=True):
+            arrays[k] = g
+            found.addresses[k] = g.ctypes.data
+        if unusual or not np.array_equal(found.dtypes, self._known):
+            self._name(unusual, checked)
         self._arrays = arrays
         self._separate()
         return self._dtype_names
 
-    def _as_usual(self, arrays: list[Any]) -> bool:
-        """Take arrays that lie as their parameters do and have the dtypes of the step before, as
-        they nearly always do."""
-        if not self._in_order or len(arrays) < _MANY or not headers.usable():
-            return False
-        if self._headers is None:
-            self._headers = headers.Headers([leaf.array.shape for leaf in self._leaves])
-        found = self._headers
-        if not found.read(arrays):
-            return False
-        if not np.array_equal(found.dtypes, self._dtypes):
-            names = tuple(_PLAIN_DTYPES.get(d, "") for d in found.dtypes.tolist())
-            if "" in names:
-                return False
-            self._dtype_names = names
-            self._widths = np.array([g.nbytes for g in arrays], dtype=np.int64)
-            self._dtypes[:] = found.dtypes
-            self._apart[:] = 0
-        self._addresses[:] = found.addresses
-        return True
+    def _name(self, unusual: list[int], checked: list[AnyArray]) -> None:
+        """Find the dtypes of this step's gradients."""
+        found = self._arrivals
+        names = list(map(found.names.__getitem__, found.dtypes.tolist()))
+        widths = np.array(list(map(_BYTES.__getitem__, names)), dtype=np.int64) * self._sizes
+        for k, g in zip(unusual, checked, strict=True):
+            names[k], widths[k] = g.dtype.name, g.nbytes
+        self._dtype_names, self._widths = tuple(names), widths
+        self._known[:] = -1 if unusual else found.dtypes
+        self._apart[:] = 0
 
     def _checked(self, leaf: Leaf, g: Any) -> AnyArray:
         if isinstance(g, np.generic):  # what arithmetic on 0-d arrays gives
@@ -80,29 +77,43 @@ class Gradients:
                 f"the gradient of {leaf.name!r} is {type(g).__name__}, not a NumPy array or None"
             )
         g = cast(AnyArray, g)
-        if g.shape != leaf.array.shape:
+        if behaves(g):
+            raise GradientError(
+                f"the gradient of {leaf.name!r} is a {type(g).__name__}, whose class has a say in "
+                f"what its elements are, which no kernel asks: pass np.asarray of it (nothing was "
+                f"changed)"
+            )
+        if g.shape != leaf.shape:
             raise GradientError(
                 f"the gradient of {leaf.name!r} has shape {g.shape}, and the parameter "
-                f"{leaf.array.shape}; nothing was changed"
+                f"{leaf.shape}; nothing was changed"
             )
         if g.dtype.name not in DTYPES or not g.dtype.isnative:
             raise GradientError(
                 f"the gradient of {leaf.name!r} has dtype {g.dtype}: use one of "
                 f"{', '.join(DTYPES)} in native byte order; nothing was changed"
             )
+        if not has_memory(g):
+            raise GradientError(
+                f"the gradient of {leaf.name!r} is a view of an array that was resized in place, "
+                f"and its memory is gone; nothing was changed"
+            )
         return leaf.dense(g)
 
     def _separate(self) -> None:
-        """Copy gradients that lie in the memory of a parameter, which the step will write."""
-        starts, widths = self._addresses, self._widths
-        if not len(self._starts) or np.array_equal(starts, self._apart):
+        """Copy gradients that lie in memory which the step will write."""
+        starts, widths, written = self._addresses, self._widths, self._memory.bounds
+        same = written is self._written and np.array_equal(starts, self._apart)
+        first, last = written
+        if same or not len(first):
             return
-        before = np.searchsorted(self._starts, starts + widths, side="left")
-        reach = np.where(before > 0, self._ends[before - 1], 0)
+        before = np.searchsorted(first, starts + widths, side="left")
+        reach = np.where(before > 0, last[before - 1], 0)
         inside = np.flatnonzero((reach > starts) & (widths > 0))
         for k in inside:
             self._arrays[k] = self._arrays[k].copy()
             self._addresses[k] = self._arrays[k].ctypes.data
+        self._written = written
         self._apart[:] = 0 if len(inside) else starts
 
     def bind(self, runner: Runner) -> None:
@@ -123,6 +134,4 @@ class Gradients:
         self._lent = []
 
 
-# From how many arrays on the kernel that reads headers is worth having.
-_MANY = 32
-_PLAIN_DTYPES = {id(as_dtype(name)): name for name in DTYPES if name != "bfloat16"}
+_BYTES = {None: 0, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

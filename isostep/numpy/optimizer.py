@@ -6,17 +6,18 @@ import contextlib
 import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, Self, cast
 
 import numpy as np
 
-from isostep import dialects, rules
+from isostep import commit, dialects, rules
 from isostep.engines.leaf import AnyArray
 from isostep.errors import (
     GradientError,
     HyperparameterError,
+    ParameterError,
     StateError,
     UnknownNameError,
     nearest,
@@ -25,6 +26,7 @@ from isostep.groups import Group, as_groups, assign
 from isostep.lock import Lock, locked
 from isostep.names import flatten
 from isostep.numpy.gradients import Gradients
+from isostep.numpy.memory import Memory
 from isostep.numpy.params import checked_params
 from isostep.plan import Plan
 from isostep.rates import LR_RATIO, group_values
@@ -89,7 +91,7 @@ class Optimizer:
         engine: Engine = "native",
         **hyperparameters: Any,
     ) -> None:
-        self._lock = Lock()
+        self._lock, self._averaging = Lock(), _Averaging()
         self._dialect = dialects.get(dialect)
         self._spelling = self._dialect.spelling(rule)
         self.rule = rule if isinstance(rule, Rule) else rules.get(self._spelling.rule)
@@ -143,8 +145,9 @@ class Optimizer:
     def _look_up(self) -> None:
         """Make what is found from the stepper's parameters."""
         self._names = [leaf.name for leaf in self._stepper.leaves]
-        self._known = frozenset(self._names)
-        self._gradients = Gradients(self._stepper.leaves)
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self._memory = Memory(self._stepper)
+        self._gradients = Gradients(self._stepper.leaves, self._memory)
 
     # -- copies ----------------------------------------------------------------------------------
 
@@ -152,9 +155,13 @@ class Optimizer:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An optimizer of copied parameters, which `copy.deepcopy((params, optimizer))` returns."""
         old = self._stepper
+        everyone = range(len(self._names))
+        self._memory.follow()
+        self._memory.check_params(everyone, written=False)
+        self._memory.check_slots(everyone)
         twin = object.__new__(type(self))
         twin.__dict__ |= self.__dict__
-        twin._lock = Lock()
+        twin._lock, twin._averaging = Lock(), _Averaging()
         groups = [replace(group, values=dict(group.values)) for group in old.groups]
         twin._stepper = new = Stepper(
             old.rule, old.dialect, old.spelling, groups, old.options, cast(Engine, old.engine)
@@ -193,6 +200,10 @@ class Optimizer:
         Raises:
             GradientError: a gradient is missing, of no known name, of the wrong shape or dtype,
                 or not finite under `nonfinite="raise"`. Nothing has been changed.
+            ParameterError, StateError: a parameter with a gradient, or one of its slots, was
+                resized, recast, reshaped, made read-only or made to share memory since the
+                optimizer was made. Nothing has been changed; other strides, and a place elsewhere,
+                are followed.
         """
         try:
             usable = 0 < loss_scale < math.inf
@@ -202,8 +213,15 @@ class Optimizer:
             raise HyperparameterError(
                 f"loss_scale={loss_scale!r} is not allowed: it must be a number in (0, inf)"
             )
+        if self._averaging.depth:
+            raise ParameterError(
+                "step() inside averaged_params(): parameters hold their averages there, and what "
+                "a step made of them would be lost; nothing was changed"
+            )
+        self._memory.follow()
         dtypes = self._gradients.collect(self._in_order(grads))
         try:
+            self._memory.check_step(dtypes)
             report = self._stepper.step(dtypes, self._gradients.bind, loss_scale)
         finally:
             self._gradients.release()
@@ -213,11 +231,11 @@ class Optimizer:
         """The gradients in the order of the parameters."""
         if type(grads) is dict and list(cast(dict[Any, Any], grads)) == self._names:
             return list(cast(dict[str, Any], grads).values())
-        flat = isinstance(grads, dict) and self._known == cast(dict[Any, Any], grads).keys()
+        flat = isinstance(grads, dict) and self._places.keys() == cast(dict[Any, Any], grads).keys()
         named: dict[str, Any] = cast(dict[str, Any], grads) if flat else flatten(grads, "grads")
-        if named.keys() != self._known:
+        if named.keys() != self._places.keys():
             missing = [n for n in self._names if n not in named]
-            extra = [n for n in named if n not in self._known]
+            extra = [n for n in named if n not in self._places]
             if extra:
                 raise GradientError(
                     f"no parameter is named {extra[0]!r}{nearest(extra[0], missing or self._names)}"
@@ -235,24 +253,57 @@ class Optimizer:
     @contextlib.contextmanager
     def averaged_params(self) -> Generator[None]:
         """The parameters hold their moving averages inside this context, and are put back after it,
-        also when it is left by an exception.
+        also when it is left by an exception. They cannot be stepped there.
 
         Raises:
             HyperparameterError: the optimizer was made without `ema`.
+            ParameterError, StateError: an array has become another since the optimizer was made,
+                as in `step`; a parameter did so inside the context, and could not be put back.
         """
         if self._stepper.options.ema is None:
             raise HyperparameterError("there are no averages: make the optimizer with ema=...")
-        with self._lock:
-            kept = [leaf.array.copy() for leaf in self._stepper.leaves]
+        self._show_averages()
         try:
-            with self._lock:
-                for leaf in self._stepper.leaves:
-                    leaf.array[...] = leaf.view(leaf.arrays["average"]).astype(leaf.array.dtype)
             yield
         finally:
-            with self._lock:
-                for leaf, array in zip(self._stepper.leaves, kept, strict=True):
-                    leaf.array[...] = array
+            self._put_back()
+
+    @locked
+    def _show_averages(self) -> None:
+        shown, leaves = self._averaging, self._stepper.leaves
+        if not shown.depth:
+            self._memory.follow()
+            self._memory.check_params(range(len(leaves)))
+            self._memory.check_slots(range(len(leaves)))
+            averages = [leaf.view(leaf.arrays["average"]).astype(leaf.dtype) for leaf in leaves]
+            shown.kept = [np.array(leaf.array) for leaf in leaves]
+            try:
+                commit.run(lambda _: _write([leaf.array for leaf in leaves], averages))
+            except BaseException:
+                self._put_back()
+                raise
+        shown.depth += 1
+
+    @locked
+    def _put_back(self) -> None:
+        shown, leaves = self._averaging, self._stepper.leaves
+        if shown.depth > 1:
+            shown.depth -= 1
+            return
+        self._memory.follow()
+        bad = self._memory.unwritable
+        pairs = [
+            (leaf.array, kept)
+            for k, (leaf, kept) in enumerate(zip(leaves, shown.kept, strict=True))
+            if k not in bad
+        ]
+
+        def write(_: commit.Progress) -> None:
+            _write(*zip(*pairs, strict=True))
+            shown.depth, shown.kept = 0, []
+
+        commit.run(write)
+        self._memory.check_params(bad)
 
     # -- hyperparameters -------------------------------------------------------------------------
 
@@ -315,7 +366,7 @@ class Optimizer:
         """What of some hyperparameters decides which code runs and which slots exist."""
         h = SimpleNamespace(**values)
         static = [values[p.name] for p in self.rule.hyperparameters if p.static]
-        axes = [self.rule.factored_axes(leaf.array.shape, h) for leaf in self._stepper.leaves]
+        axes = [self.rule.factored_axes(leaf.shape, h) for leaf in self._stepper.leaves]
         return static, self.rule.switches(h), is_on(values.get("weight_decay")), axes
 
     def _checked_state_dtype(self, asked: Any) -> Any:
@@ -355,10 +406,14 @@ class Optimizer:
 
         Raises:
             UnknownNameError: no parameter has this name.
+            StateError: one of the arrays was resized, recast, reshaped or made read-only in place.
         """
-        if name not in self._known:
+        place = self._places.get(name)
+        if place is None:
             raise UnknownNameError(f"no parameter is named {name!r}{nearest(name, self._names)}")
-        leaf = self._stepper.leaves[self._names.index(name)]
+        self._memory.follow()
+        self._memory.check_slots([place])
+        leaf = self._stepper.leaves[place]
         kept = self._stepper.kept(leaf)
         return {slot: leaf.view(array, self._stepper.per(slot)) for slot, array in kept.items()}
 
@@ -412,10 +467,13 @@ class Optimizer:
             if isinstance(error, StateError):
                 raise
             raise StateError(f"the state is damaged: {error!r}; nothing was changed") from error
-        for array, value in values:
-            array[...] = value
-        self._stepper.steps[:] = steps
-        self._stepper.iteration, self._stepper.skipped = iteration, skipped
+
+        def write(_: commit.Progress) -> None:
+            _write(*zip(*values, strict=True))
+            self._stepper.steps[:] = steps
+            self._stepper.iteration, self._stepper.skipped = iteration, skipped
+
+        commit.run(write)
 
     def _checked_state(self, state: Any) -> dict[str, Any]:
         if not isinstance(state, Mapping) or "parameters" not in state:
@@ -430,7 +488,7 @@ class Optimizer:
             )
         entries: dict[str, Any] = dict(state["parameters"])
         missing = [n for n in self._names if n not in entries]
-        extra = [n for n in entries if n not in self._known]
+        extra = [n for n in entries if n not in self._places]
         if missing or extra:
             raise StateError(
                 f"the parameters differ: missing {missing[:3]}, unknown {extra[:3]}"
@@ -491,11 +549,29 @@ class Optimizer:
         return self._stepper.ran
 
     def _own_dtypes(self) -> tuple[str | None, ...]:
-        return tuple(leaf.array.dtype.name for leaf in self._stepper.leaves)
+        return tuple(leaf.dtype.name for leaf in self._stepper.leaves)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self._stepper.groups[-1].values.items())
         return f"{self.rule.name}({len(self._names)} parameters, {self._dialect.name}: {values})"
+
+
+@dataclass
+class _Averaging:
+    """What `averaged_params` has put away.
+
+    Args:
+        depth: how many such contexts have been entered and not left.
+        kept: the values of the parameters outside of them.
+    """
+
+    depth: int = 0
+    kept: list[AnyArray] = field(default_factory=list[AnyArray])
+
+
+def _write(arrays: Sequence[AnyArray] = (), values: Sequence[AnyArray] = ()) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        np.asarray(array)[...] = value
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from isostep.engines.leaf import AnyArray
 from isostep.errors import ParameterError
 from isostep.stepper import DTYPES
+
+_OF_ELEMENTS = ("__setitem__", "__array_ufunc__", "__iadd__", "__isub__")
 
 
 def checked_params(named: dict[str, Any]) -> dict[str, AnyArray]:
@@ -21,6 +24,11 @@ def checked_params(named: dict[str, Any]) -> dict[str, AnyArray]:
                 f"be updated in place"
             )
         array = cast(AnyArray, array)
+        if behaves(array):
+            raise ParameterError(
+                f"parameter {name!r} is a {type(array).__name__}, whose class has a say in how "
+                f"elements are written, which no kernel asks: pass np.asarray of it"
+            )
         if array.dtype.name not in DTYPES or not array.dtype.isnative:
             raise ParameterError(
                 f"parameter {name!r} has dtype {array.dtype}: use one of {', '.join(DTYPES)} in "
@@ -30,11 +38,42 @@ def checked_params(named: dict[str, Any]) -> dict[str, AnyArray]:
             raise ParameterError(
                 f"parameter {name!r} is read-only and could not be updated in place: pass a copy"
             )
-    _refuse_overlap(named)
+        if _overlaps_itself(array):
+            raise ParameterError(
+                f"parameter {name!r} overlaps itself (broadcast, or sliding windows): pass a copy"
+            )
+    for one, other in overlaps(named):
+        raise ParameterError(
+            f"parameters {one!r} and {other!r} share memory: give each array once, under one name"
+        )
     return named
 
 
-def _refuse_overlap(named: dict[str, AnyArray]) -> None:
+def behaves(array: AnyArray) -> bool:
+    """Whether the class of an array does something of its own where elements are written or
+    computed on, as that of masked arrays and of quantities with units does."""
+    kind = type(array)
+    return kind is not np.ndarray and any(
+        getattr(kind, name) is not getattr(np.ndarray, name) for name in _OF_ELEMENTS
+    )
+
+
+def owners(array: AnyArray) -> Iterator[AnyArray]:
+    """The arrays whose memory an array is a view of."""
+    owner: Any = array.base
+    while owner is not None:
+        if isinstance(owner, memoryview):
+            owner = owner.obj
+            continue
+        if isinstance(owner, np.ndarray):
+            yield cast(AnyArray, owner)
+        # What `as_strided` puts between an array and its view has a base as well.
+        numpys = type(owner).__module__.startswith("numpy")
+        owner = getattr(owner, "base", None) if isinstance(owner, np.ndarray) or numpys else None
+
+
+def overlaps(named: Mapping[str, AnyArray]) -> Iterator[tuple[str, str]]:
+    """Pairs of arrays that share memory, and arrays that share it with themselves."""
     spans = sorted(
         (*np.lib.array_utils.byte_bounds(a), name) for name, a in named.items() if a.size
     )
@@ -43,16 +82,9 @@ def _refuse_overlap(named: dict[str, AnyArray]) -> None:
         reached = [s for s in reached if s[1] > low]
         for _, _, other in reached:
             if np.shares_memory(named[name], named[other]):
-                raise ParameterError(
-                    f"parameters {other!r} and {name!r} share memory: give each array once, under "
-                    f"one name"
-                )
+                yield other, name
         reached.append((low, high, name))
-    for name, array in named.items():
-        if _overlaps_itself(array):
-            raise ParameterError(
-                f"parameter {name!r} overlaps itself (broadcast, or sliding windows): pass a copy"
-            )
+    yield from ((name, name) for name, array in named.items() if _overlaps_itself(array))
 
 
 def _overlaps_itself(array: AnyArray) -> bool:
