@@ -36,7 +36,7 @@ from isostep.torch.members import Groups, Kept, Members
 from isostep.torch.namespace import TorchNamespace
 from isostep.torch.options import Extras
 from isostep.torch.overlap import Stretches, check_apart, layers
-from isostep.torch.own_step import odd
+from isostep.torch.own_step import NotOurs, odd, repeated
 from isostep.torch.slots import MASTER, StateTensors, kept_of, unkept
 from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, oddity, stand_in
 
@@ -69,6 +69,9 @@ class Binding:
         dry: bool = False,
     ) -> None:
         self.members = Members(groups)
+        twice = repeated(groups)
+        if twice is not None and not dry:
+            raise NotOurs(twice)
         self._extras, self._rule, self._state = extras, rule, state
         self._differentiable = _differentiable(groups)
         self.engine: Engine = choose_engine(self.members.params, self._differentiable)
@@ -89,7 +92,7 @@ class Binding:
         self._masters = Masters()
         self.stepper = self._make_stepper(groups, unkept if dry else self._tensors)
         self.stepper.iteration, self.stepper.skipped = before.iteration, before.skipped
-        self.odd = ""
+        self.odd = "" if twice is None else twice.why
         """What makes a dry binding's parameters torch's own to step."""
         self._take(groups, keeps_step, dry)
         if not dry:

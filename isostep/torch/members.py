@@ -45,7 +45,8 @@ class Members:
 def own_lists(groups: Groups) -> None:
     """Have every group hold its parameters in something that can be gone through twice."""
     for group in groups:
-        if isinstance(group["params"], Iterator):  # such as model.parameters()
+        params = group["params"]
+        if type(params) is not list and isinstance(params, Iterator):  # model.parameters()
             group["params"] = list(group["params"])
 
 

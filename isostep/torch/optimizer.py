@@ -78,7 +78,7 @@ class FusedStep(torch.optim.Optimizer):
         self._ran_own = False
 
     def _check_wishes(self) -> None:
-        cause = own_step.cause(self, new=True)
+        cause = own_step.cause(self) or own_step.repeated(self.param_groups)
         if cause is not None:
             self._refuse_extras(cause)
         if self.defaults.get("differentiable") and self._extras.clip is not None:
@@ -138,11 +138,10 @@ class FusedStep(torch.optim.Optimizer):
         return loss
 
     def _cause(self) -> own_step.Cause | None:
-        bound = self._binding
         if own_step.is_watched():
             return own_step.WATCHED
         own_lists(self.param_groups)
-        return own_step.cause(self, new=bound is None or not bound.members.hold(self.param_groups))
+        return own_step.cause(self)
 
     def _own_step(self, cause: own_step.Cause, closure: Callable[[], Any] | None) -> Any:
         with self._lock:

@@ -49,12 +49,11 @@ _LEARNED = Cause(
 )
 
 
-def cause(optimizer: Any, new: bool) -> Cause | None:
+def cause(optimizer: Any) -> Cause | None:
     """Why the next step is torch's own; None if it is a fused one.
 
     Args:
-        optimizer: the optimizer.
-        new: whether its parameters have not been looked at since they were last replaced.
+        optimizer: the optimizer; what its parameters and state say is looked at elsewhere.
     """
     replaced = extension.overridden(optimizer, POINTS)
     if replaced:
@@ -70,7 +69,7 @@ def cause(optimizer: Any, new: bool) -> Cause | None:
         differentiable = differentiable or group.get("differentiable")
     if differentiable and any(map(_learns, groups)):
         return _LEARNED
-    return _TWICE if new and _repeats(groups) else None
+    return None
 
 
 def odd(what: str, oddity: str) -> NotOurs:
@@ -103,9 +102,10 @@ def _parts(value: Any) -> Any:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _repeats(groups: list[dict[str, Any]]) -> bool:
+def repeated(groups: list[dict[str, Any]]) -> Cause | None:
+    """Why a step of these groups is torch's own, if a parameter is there twice."""
     places = [id(param) for group in groups for param in group["params"]]
-    return len(set(places)) != len(places)
+    return _TWICE if len(set(places)) != len(places) else None
 
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
