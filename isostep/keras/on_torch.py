@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,82 +16,142 @@ from isostep.engines.native import NativeRunner
 from isostep.keras.gradients import dense
 from isostep.keras.traced import TracedApply
 from isostep.report import Report
-from isostep.stepper import Stepper
-from isostep.torch.addresses import addresses
-from isostep.torch.tensors import DTYPE_NAMES, numpy_view
+from isostep.torch import watch
+from isostep.torch.gradients import Gradients
+from isostep.torch.overlap import Stretches, check_apart, layers
+from isostep.torch.own_step import NotOurs, odd
+from isostep.torch.tensors import DTYPE_NAMES, check_steppable, numpy_view, oddity
+
+# `value` asks five global settings first, and may be a copy in another dtype.
+_tensor: Any = operator.attrgetter("_value")
 
 
 class NativeApply(TracedApply):
-    """Steps the variables of one optimizer by kernels; tensors on other devices by array code."""
+    """Steps the variables of one optimizer by kernels; tensors that kernels do not know by array
+    code."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__(optimizer)
-        self._native: Stepper | None = None
-        self._tensors: list[torch.Tensor] = []
+        self._kernels: _Kernels | None = None
+        self._by_kernels = False
         self.measured: Report | None = None
-        self._where = addresses([])
-        self._grads = addresses([])
 
     @property
     def ran(self) -> list[str]:
         """What ran in the last step, one entry for each kernel."""
-        return super().ran if self._native is None else self._native.ran
+        if self._kernels is None or not self._by_kernels:
+            return super().ran
+        return self._kernels.stepper.ran
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""
-        # `_value` is the tensor itself; `value` asks five global settings first.
-        on_cpu = all(v._value.is_cpu for v in variables)
         with torch.no_grad():
-            if not on_cpu or self._accumulates:
+            self._by_kernels = not self._accumulates and self._try_kernels(grads, variables)
+            if not self._by_kernels:
+                self.measured = None
                 super().apply(grads, variables)
-            else:
-                self._apply(grads, variables)
 
-    def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        made, optimizer = self._fresh(), self._optimizer
+    def _try_kernels(self, grads: Sequence[Any], variables: Sequence[Any]) -> bool:
+        """One step by kernels, if they know all tensors; else nothing."""
+        try:
+            kernels = self._fitting()
+            given: list[Any] = [None] * len(kernels.params)
+            for gradient, variable in zip(grads, variables, strict=True):
+                given[self._index(variable)] = _checked(gradient, variable)
+            dtypes = kernels.gradients.collect(given, _no_decay)
+        except NotOurs:
+            return False
+        optimizer, made = self._optimizer, kernels.stepper
         rate = float(optimizer.learning_rate)
-        for group, follows in zip(made.groups, self._follows, strict=True):
+        for group, follows in zip(made.groups, kernels.follows, strict=True):
             if follows:
                 group.values["lr"] = rate
         made.iteration = int(optimizer.iterations)
-        given: list[Any] = [None] * len(made.leaves)
-        for gradient, variable in zip(grads, variables, strict=True):
-            given[self._index(variable)] = self._checked(gradient, variable)
-        dtypes = tuple(None if g is None else DTYPE_NAMES[g.dtype] for g in given)
-        held = [g for g in given if g is not None]
-        self._grads = np.zeros(len(given), dtype=np.int64)
-        self._grads[[g is not None for g in given]] = addresses(held)
-        self.measured = made.step(dtypes, self._bind)
-        increment_version(self._tensors)
+        try:
+            self.measured = made.step(dtypes, kernels.bind, settle=self._settle)
+        finally:
+            kernels.gradients.release()
+        return True
 
-    def _bind(self, runner: Runner) -> None:
+    def _settle(self) -> None:
+        assert self._kernels is not None
+        increment_version(self._kernels.written)  # kernels write past autograd's eyes
+        self.stepped = True
+
+    def _fitting(self) -> _Kernels:
+        """What steps by kernels, made again if a variable is not what it was."""
+        if self._kernels is None or not self._kernels.fit():
+            self._kernels = _Kernels(self, self._optimizer)
+        return self._kernels
+
+
+class _Kernels:
+    """A stepper over the tensors of an optimizer's variables, as these are now.
+
+    Args:
+        finder: finds the variable of a slot.
+        optimizer: the optimizer.
+
+    Raises:
+        NotOurs: a tensor is one that kernels do not know.
+        ParameterError: a variable cannot be stepped.
+    """
+
+    def __init__(self, finder: TracedApply, optimizer: Any) -> None:
+        self._finder, self._optimizer = finder, optimizer
+        self._variables: list[Any] = []
+        self.params: list[torch.Tensor] = []
+        self._slots: dict[tuple[str, str], torch.Tensor] = {}
+        self.stepper = optimizer.stepper("native", self._view, self._allocate)
+        self.follows = [group.values["lr"] is None for group in self.stepper.groups]
+        check_apart(self._slots, self.params)
+        layers(self.stepper.leaves, list(range(len(self.params))))
+        self._tensors = list(map(_tensor, self._variables))
+        self.written = [*self.params, *self._slots.values()]
+        self._same = watch.tensors(self._tensors)
+        stretches = Stretches(self.written)
+        self.gradients = Gradients(self.stepper, self.params, stretches, optimizer.rule)
+
+    def fit(self) -> bool:
+        """Whether the tensors are those of before, where they were and as they were."""
+        now = map(_tensor, self._variables)
+        return all(map(operator.is_, now, self._tensors)) and self._same()
+
+    def bind(self, runner: Runner) -> None:
+        """Hand the gradients of a cohort to its runner."""
         assert isinstance(runner, NativeRunner)
-        runner.refresh("grad", self._grads[runner.cohort.members])
-
-    def _checked(self, gradient: Any, variable: Any) -> torch.Tensor:
-        tensor = variable._value
-        usual = isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided
-        if not usual or gradient.shape != tensor.shape:
-            gradient = dense(gradient, variable)
-        if gradient.dtype not in DTYPE_NAMES:
-            gradient = gradient.to(tensor.dtype)
-        return gradient if gradient.is_contiguous() else gradient.contiguous()
-
-    def _fresh(self) -> Stepper:
-        """The stepper, made again if a variable lies elsewhere than before."""
-        if self._native is None or not np.array_equal(addresses(self._tensors), self._where):
-            self._tensors = []
-            optimizer = self._optimizer
-            made: Stepper = optimizer.stepper("native", self._view, self._allocate)
-            self._follows = [g.values["lr"] is None for g in made.groups]
-            self._native, self._where = made, addresses(self._tensors)
-        return self._native
+        runner.refresh("grad", self.gradients.addresses[runner.cohort.members])
 
     def _view(self, variable: Any) -> np.ndarray[Any, Any]:
-        self._tensors.append(variable.value)
-        return numpy_view(variable.value)
+        tensor, name = self._known(variable), self._optimizer.name_of(variable)
+        check_steppable(tensor, name, self._optimizer.rule)
+        self.params.append(tensor)
+        return numpy_view(tensor)
 
     def _allocate(self, leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
-        tensor = self._variable(leaf, name).value
-        self._tensors.append(tensor)
+        tensor = self._known(self._finder._variable(leaf, name))
+        if not tensor.is_contiguous() or tensor.numel() != int(np.prod(leaf.slot_shape(per))):
+            raise odd(f"the variable for {name!r}", "of other strides or another shape")
+        self._slots[leaf.name, name] = tensor
         return numpy_view(tensor).reshape(-1)
+
+    def _known(self, variable: Any) -> torch.Tensor:
+        tensor = variable._value
+        why = oddity(tensor) or ("" if tensor.is_cpu else f"on {tensor.device}")
+        if why or tensor.dtype not in DTYPE_NAMES:
+            raise odd(f"variable {variable.name!r}", why or f"of {tensor.dtype}")
+        self._variables.append(variable)
+        return tensor
+
+
+def _checked(gradient: Any, variable: Any) -> torch.Tensor:
+    tensor = variable._value
+    usual = isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided
+    if not usual or gradient.shape != tensor.shape:
+        gradient = dense(gradient, variable)
+    return gradient if gradient.dtype in DTYPE_NAMES else gradient.to(tensor.dtype)
+
+
+def _no_decay(index: int) -> float:
+    """Sparse gradients come dense: decay changes nothing about them."""
+    return 0.0

@@ -14,6 +14,7 @@ from isostep import extension
 from isostep.errors import HyperparameterError
 from isostep.keras.traced import TracedApply
 from isostep.keras_api import Absent, FusedOptimizer
+from isostep.lock import Lock
 from isostep.plan import Plan
 from isostep.report import Report
 from isostep.stepper import Engine
@@ -36,6 +37,7 @@ class FusedApply(FusedOptimizer):
         self._settings: tuple[Any, ...] = ()
         self._applies: TracedApply | None = None
         self._took_own_step = False
+        self._lock = Lock()
 
     def build(self, variables: list[Any]) -> None:
         """Make the variables of the optimizer: Keras' own, and the statistics of a report."""
@@ -50,6 +52,41 @@ class FusedApply(FusedOptimizer):
             self.take_waiting()
 
     # -- what Keras calls ------------------------------------------------------------------------
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Step the variables; an exception from outside leaves that done or not begun.
+
+        Args:
+            grads: one for each variable, or None.
+            trainable_variables: default: those that the optimizer was built with.
+        """
+        # Only torch's memory can be written by two threads, and replicas of TensorFlow's strategies
+        # are threads that wait for each other.
+        if backend.backend() != "torch":
+            return super().apply(grads, trainable_variables)
+        with self._lock:
+            before = int(self._iterations._value)
+            if self._applies is not None:
+                self._applies.stepped = False
+            try:
+                return super().apply(grads, trainable_variables)
+            except BaseException:
+                self._end_step(before)
+                raise
+
+    def _end_step(self, before: int) -> None:
+        """What Keras does after a step, if the step is done and Keras has not come to it.
+
+        Args:
+            before: the steps that were counted before.
+        """
+        if self._applies is None or not self._applies.stepped:
+            return
+        if int(self._iterations._value) == before:
+            for variable in self._trainable_variables:
+                if variable.constraint is not None:
+                    variable.assign(variable.constraint(variable))
+            self._iterations.assign(before + 1)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         self.take_waiting()

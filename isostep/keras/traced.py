@@ -7,6 +7,7 @@ from typing import Any
 
 from keras import backend, ops
 
+from isostep import commit
 from isostep.engines.leaf import Leaf
 from isostep.functional import NO_AVERAGE, FunctionalStep, Task
 from isostep.keras.gradients import dense
@@ -25,6 +26,7 @@ class TracedApply:
     """
 
     measured: Report | None = None  # what did not go into the variable for it
+    stepped = False  # whether the step that was asked for last is done
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
@@ -68,8 +70,13 @@ class TracedApply:
         return ops.convert_to_tensor(self._variable(leaf, name))
 
     def _step(self, tasks: list[Task], rate: Any = None) -> None:
-        for variable, value in zip(self._targets(tasks), self._values(tasks, rate), strict=True):
+        targets, values = self._targets(tasks), self._values(tasks, rate)
+        commit.run(lambda _: self._assign(targets, values))
+
+    def _assign(self, variables: list[Any], values: list[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+        self.stepped = True
 
     def _targets(self, tasks: list[Task]) -> list[Any]:
         """The variables that a step writes."""
@@ -102,9 +109,16 @@ class TracedApply:
             lambda: self._values(tasks),
             lambda: [ops.convert_to_tensor(variable) for variable in targets],
         )
-        for variable, value in zip(targets, new, strict=True):
-            variable.assign(value)
-        for k, g in total.items():
-            sums[k].assign(ops.where(now, ops.zeros_like(g), g))
-        if optimizer.use_ema:
-            self._step(self._function.averaging())
+        left = [ops.where(now, ops.zeros_like(g), g) for g in total.values()]
+        targets, new = [*targets, *(sums[k] for k in total)], [*new, *left]
+
+        def write(progress: commit.Progress) -> None:
+            progress.write(lambda: (new, None), lambda values: self._assign(targets, values))
+            if optimizer.use_ema:
+                averaged = self._function.averaging()
+                progress.write(
+                    lambda: (self._values(averaged), None),
+                    lambda values: self._assign(self._targets(averaged), values),
+                )
+
+        commit.run(write)

@@ -172,7 +172,7 @@ def check_steppable(tensor: torch.Tensor, name: str, rule: str) -> None:
         known = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
         raise ParameterError(f"parameter {name!r} is {tensor.dtype}: use one of {known}")
     shape = zip(tensor.shape, tensor.stride(), strict=True)
-    if any(stride == 0 and size > 1 for size, stride in shape):
+    if tensor.numel() and any(stride == 0 and size > 1 for size, stride in shape):
         raise ParameterError(
             f"parameter {name!r} is expanded: several of its elements share one place in memory; "
             f"make it with .clone() or .contiguous()"
