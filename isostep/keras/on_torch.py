@@ -130,10 +130,12 @@ class _Kernels:
 
     def _allocate(self, leaf: Leaf, name: str, per: Any, dtype: Any, initial: Any) -> Any:
         tensor = self._known(self._finder._variable(leaf, name))
-        if not tensor.is_contiguous() or tensor.numel() != int(np.prod(leaf.slot_shape(per))):
-            raise odd(f"the variable for {name!r}", "of other strides or another shape")
+        order = leaf.order_in_memory(per)
+        fits = tuple(tensor.shape) == leaf.slot_shape(per)
+        if not fits or not tensor.permute(order).is_contiguous():
+            raise odd(f"the variable for {name!r}", "of another shape, or order in memory")
         self._slots[leaf.name, name] = tensor
-        return numpy_view(tensor).reshape(-1)
+        return numpy_view(tensor).transpose(order).reshape(-1)
 
     def _known(self, variable: Any) -> torch.Tensor:
         tensor = variable._value
