@@ -51,6 +51,8 @@ class Binding:
         keeps_step: whether torch's class keeps a `step` for each parameter.
         before: the stepper, or what counts for it, that the last step was of.
         dry: take all parameters in and allocate nothing, for a plan.
+        wide: take those in as well that have no gradient and a state, so that the binding fits
+            when other parameters have gradients.
 
     Raises:
         NotOurs: a step of these is torch.optim's own.
@@ -67,6 +69,7 @@ class Binding:
         keeps_step: bool,
         before: Any,
         dry: bool = False,
+        wide: bool = False,
     ) -> None:
         self.members = Members(groups)
         twice = repeated(groups)
@@ -79,7 +82,7 @@ class Binding:
         self._hyper = Hyperparameters(rule, extras)
         self._seen = self._hyper.raw(groups)
         self._settings = groups
-        self._places = self._taken(state, dry)
+        self._places = self._taken(state, dry, wide)
         self._here = [self.members.params[k] for k in self._places]
         self._names = [self.members.names[k] for k in self._places]
         here = set(self._places)
@@ -129,15 +132,23 @@ class Binding:
 
     # -- taking parameters in --------------------------------------------------------------------
 
-    def _taken(self, state: Any, dry: bool) -> list[int]:
+    def _taken(self, state: Any, dry: bool, wide: bool) -> list[int]:
         """The places of the parameters to be stepped: those with a gradient, as in torch, and those
         whose average goes on without one."""
         averages = self._extras.ema is not None
         return [
             k
             for k, p in enumerate(self.members.params)
-            if dry or p.grad is not None or (averages and "average" in kept_of(state, p))
+            if dry
+            or p.grad is not None
+            or (wide and kept_of(state, p))
+            or (averages and "average" in kept_of(state, p))
         ]
+
+    @property
+    def presumes(self) -> bool:
+        """Whether it would write to the state of a parameter that has no gradient."""
+        return any(p.grad is None for p in self._tensors.fresh)
 
     def _take(self, groups: Groups, keeps_step: bool, dry: bool) -> None:
         for param, name in zip(self._here, self._names, strict=True):

@@ -207,12 +207,19 @@ class FusedStep(torch.optim.Optimizer):
             NotOurs: the step is torch.optim's own.
         """
         binding, self._binding = self._binding, None
-        if binding is None or not binding.fits(self.param_groups, self.state):
-            binding = self._bind()
+        try:
+            if binding is None or not binding.fits(self.param_groups, self.state):
+                binding = self._bind(wide=True)
+            if not binding.presumes:
+                binding.gather()
+                return binding
+        except (NotOurs, ValueError, RuntimeError):
+            pass  # it may be about a parameter without gradient, which is none of the step's
+        binding = self._bind()
         binding.gather()
         return binding
 
-    def _bind(self, dry: bool = False) -> Binding:
+    def _bind(self, dry: bool = False, wide: bool = False) -> Binding:
         self._refuse_parts()
         with torch.inference_mode(False):  # tensors of the state outlive it
             return Binding(
@@ -223,6 +230,7 @@ class FusedStep(torch.optim.Optimizer):
                 self.keeps_step,
                 self._counted,
                 dry,
+                wide,
             )
 
     # -- torch's own entry points that change what a step stands on ------------------------------
