@@ -1,6 +1,5 @@
 """Random edits between steps: torch's numbers, or a refusal that changes nothing."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,5 @@ from ..fuzzing import check, runs
 
 
 @pytest.mark.fuzz
-@pytest.mark.skipif("ISOSTEP_FUZZ" not in os.environ, reason="finds faults that are being mended")
 def test_whatever_is_done_between_two_steps(tmp_path: Path) -> None:
     check("tests.torch_frontend.stateful.worker", runs(60), tmp_path)

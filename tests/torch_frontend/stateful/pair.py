@@ -347,6 +347,9 @@ class Pair:
             for key in held.keys() - mine.keys():
                 del held[key]
             for key, value in mine.items():
+                if isinstance(value, Tensor) and value.is_inference():
+                    mine[key] = value.clone()  # torch's own step has left what none can write to
+            for key, value in mine.items():
                 old = held.get(key)
                 if _alike(old, value) and not old.is_inference():
                     old.detach().copy_(value)
