@@ -320,7 +320,8 @@ class Pair:
         assert bool((x.isnan() == y.isnan()).all()), (what, x, y)
         finite = x[x.isfinite()].abs()
         scale = max(1.0, float(finite.max())) if finite.numel() else 1.0
-        stored = tied * (EPS[b.dtype] * x.abs() + SMALLEST[b.dtype])
+        largest = x.abs() if tied == 1 else scale  # between two of them it may be anything
+        stored = tied * (EPS[b.dtype] * largest + SMALLEST[b.dtype])
         wide = b.dtype == torch.float64 and not self._norm_in_float32()
         arithmetic = TOLERANCE * EPS[torch.float64 if wide else torch.float32]
         if self.name == "Adafactor":  # its factors are read back as they are stored
