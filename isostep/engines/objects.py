@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -91,6 +92,25 @@ def first(places: Iterable[int]) -> int:
 def word(base: int, place: int) -> int:
     """A word of eight bytes of an object."""
     return ctypes.c_int64.from_address(base + 8 * place).value
+
+
+def mapped(address: int, words: int) -> bool:
+    """Whether so many words can be read at an address, as far as the system tells: a word that
+    looks like an address may be anything."""
+    page = mmap.PAGESIZE
+    start = address // page * page
+    length = -(-(address + 8 * words - start) // page) * page
+    try:
+        return address > 0 and _mincore(start, length) == 0
+    except (AttributeError, OSError):
+        return False
+
+
+def _mincore(start: int, length: int) -> int:
+    """0 if all pages are there."""
+    told = (ctypes.c_ubyte * (length // mmap.PAGESIZE))()
+    function = ctypes.CDLL(None).mincore
+    return function(ctypes.c_void_p(start), ctypes.c_size_t(length), told)
 
 
 def _holds(items: list[Any], place: int) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import paddle
 
 from isostep.extension import Cause
 from isostep.paddle.binding import Roster
+from isostep.paddle.grad_mode import unrecorded
 from isostep.paddle.own_step import of_power
 from isostep.paddle.powers import Powers
 from isostep.paddle.program import ArrayStep
@@ -60,8 +60,7 @@ class Arrays:
             optimizer.count(counts, iteration + 1, skipped)
 
         before = dict(zip(names, self._counts.tolist(), strict=True))
-        with paddle.no_grad():
-            done, report = self._made.now(iteration, before, settle)
+        done, report = unrecorded(self._made.now)(iteration, before, settle)
         if not done:
             optimizer.count({}, iteration, skipped + 1)
         optimizer.ran_without_kernels = "array code, paddle"

@@ -25,12 +25,14 @@ from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
 from isostep.errors import GradientError, ParameterError
 from isostep.paddle.accumulators import Slots
-from isostep.paddle.gradients import Gradients, names_of, usual_dtypes
+from isostep.paddle.arrivals import Arrivals
+from isostep.paddle.grad_mode import unrecorded
+from isostep.paddle.gradients import Gradients
 from isostep.paddle.hyper import Hyperparameters, rate_of
 from isostep.paddle.memory import Watch
 from isostep.paddle.own_step import Cause, of_power
 from isostep.paddle.powers import Powers
-from isostep.paddle.tensors import addresses, numpy_view
+from isostep.paddle.tensors import numpy_view
 from isostep.report import Report
 from isostep.rules import Rule
 from isostep.stepper import Stepper
@@ -107,10 +109,11 @@ class Binding:
         for param, group in zip(params, membership, strict=True):
             made.add(param.name, numpy_view(param), group, counts.get(param.name, 0))
         self._powers = Powers(optimizer, params, self._values())
-        self._watch = Watch(params, slots.tensors, self._powers.tensors, _held(optimizer))
+        tensors = [*params, *slots.tensors, *self._powers.tensors]
+        self._watch = Watch(tensors, _held(optimizer))
         self._filled = np.array([leaf.array.size > 0 for leaf in made.leaves], dtype=bool)
         self._grads = np.zeros(len(params), dtype=np.int64)
-        self._asked = _Asked([], [], np.zeros(0, dtype=np.intp))
+        self._asked = _Asked([], [], np.zeros(0, dtype=np.intp), Arrivals([]))
 
     # -- whether it still fits -------------------------------------------------------------------
 
@@ -137,6 +140,7 @@ class Binding:
                 own.params,
                 [self.own.owners[k] for k in places],
                 np.array(places, dtype=np.intp),
+                Arrivals(own.params),
             )
         return own.owners == asked.owners
 
@@ -162,8 +166,7 @@ class Binding:
             return self._run(dtypes, [], [])
         pairs: Sequence[tuple[Any, Any]] = list(zip(own.params, grads, strict=True))
         if self._apart:
-            with paddle.no_grad():
-                pairs = self._optimizer.prepared(pairs, self._hyper)
+            pairs = unrecorded(self._optimizer.prepared)(pairs, self._hyper)
             if not self._watch.same(_held(self._optimizer)):
                 raise ParameterError(
                     "the optimizer's grad_clip has moved a parameter or an accumulator in memory: "
@@ -177,20 +180,17 @@ class Binding:
     def _usual(self, grads: list[Any]) -> tuple[str | None, ...] | None:
         """The dtype of each gradient, if kernels take all of them where they lie."""
         asked = self._asked
-        kinds = usual_dtypes(grads, asked.params)
-        if kinds is None:
+        found = asked.arrivals.look(grads)
+        if found is None:
             return None
-        if kinds != asked.kinds:
-            names = names_of(kinds)
-            if names is None:
-                return None
-            found: list[str | None] = [None] * len(self._names)
+        where, names = found
+        if names != asked.names:
+            dtypes: list[str | None] = [None] * len(self._names)
             for k, name in zip(asked.places.tolist(), names, strict=True):
-                found[k] = name
-            asked.kinds, asked.dtypes = kinds, tuple(found)
-        where = np.zeros(len(self._names), dtype=np.int64)
-        where[asked.places] = addresses(grads)
-        self._grads = where
+                dtypes[k] = name
+            asked.names, asked.dtypes = names, tuple(dtypes)
+        self._grads = np.zeros(len(self._names), dtype=np.int64)
+        self._grads[asked.places] = where
         return asked.dtypes
 
     def _lazily(self, place: int) -> bool:
@@ -262,14 +262,16 @@ class _Asked:
         params: the parameters.
         owners: their groups.
         places: where they stand in the binding.
-        kinds: the dtypes of their gradients, as Paddle has them.
+        arrivals: finds their gradients.
+        names: the dtypes of these.
         dtypes: for each bound parameter the dtype of its gradient.
     """
 
     params: list[Any]
     owners: list[int]
     places: NDArray[np.intp]
-    kinds: list[Any] = field(default_factory=list[Any])
+    arrivals: Arrivals
+    names: list[str] = field(default_factory=list[str])
     dtypes: tuple[str | None, ...] = ()
 
 
@@ -278,9 +280,10 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def _held(optimizer: Any) -> list[dict[str, Any]]:
+def _held(optimizer: Any) -> list[Any]:
     """The dicts in which an optimizer finds what it keeps."""
-    return [*optimizer._accumulators.values(), optimizer._master_weights]
+    kept = optimizer._accumulators
+    return [kept, *kept.values(), optimizer._master_weights]
 
 
 def _options(optimizer: Any) -> Any:

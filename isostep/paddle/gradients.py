@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,38 +10,11 @@ import paddle
 
 from isostep.engines.cohort import Runner
 from isostep.errors import GradientError
-from isostep.paddle.tensors import ONE_PLACE, dtype_name, has_memory, on_cpu, view_at
+from isostep.paddle.tensors import dtype_name, has_memory, on_cpu, view_at
 from isostep.rows import obstacle, row_runner
 from isostep.stepper import DTYPES, Stepper
 
-_dtype = operator.attrgetter("dtype")
-Tensor: Any = paddle.Tensor
-_is_dense, _is_contiguous = Tensor.is_dense, Tensor.is_contiguous
-_is_same_shape = Tensor.is_same_shape
 _NAMES = {getattr(paddle, name): name for name in DTYPES}
-
-
-def usual_dtypes(grads: Sequence[Any], params: Sequence[Any]) -> list[Any] | None:
-    """The dtypes of gradients that kernels take where they lie; None if one is another. That is
-    looked at in few calls for all of them.
-
-    Args:
-        grads: the gradients.
-        params: their parameters.
-    """
-    usual = (
-        all(map(_is_dense, grads))
-        and all(map(_is_contiguous, grads))
-        and all(map(_is_same_shape, grads, params))
-        and (ONE_PLACE or all(map(on_cpu, grads)))
-    )
-    return list(map(_dtype, grads)) if usual else None
-
-
-def names_of(dtypes: Sequence[Any]) -> list[str] | None:
-    """The names of dtypes; None if one is not among those that have kernels."""
-    found = list(map(_NAMES.get, dtypes))
-    return None if None in found else found  # pyright: ignore[reportReturnType]
 
 
 class Gradients:

@@ -20,15 +20,16 @@ from paddle.jit.sot import psdb
 from paddle.jit.sot.utils.utils import no_eval_frame
 from paddle.optimizer.lr import LRScheduler
 
-from isostep import dialects, parts, rules
+from isostep import commit, dialects, parts, rules
 from isostep.dialects import Spelling
 from isostep.dialects.paddle import STEPPED
 from isostep.errors import HyperparameterError, ParameterError
 from isostep.extension import Cause
-from isostep.lock import Lock
+from isostep.lock import Lock, locked
 from isostep.paddle import accumulators, own_step
 from isostep.paddle.arrays import Arrays
 from isostep.paddle.binding import Binding, Roster
+from isostep.paddle.grad_mode import recording, unrecorded
 from isostep.paddle.hyper import Hyperparameters, attribute
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
@@ -243,8 +244,7 @@ class FusedStep(Framework):
         psdb.breakgraph()
         loss = None
         if closure is not None:
-            with paddle.enable_grad():
-                loss = closure()
+            loss = recording(True, closure)
         if paddle.base.dygraph.base.in_to_static_mode():
             self._declarative_step()
         else:
@@ -295,8 +295,7 @@ class FusedStep(Framework):
             own, grads = _with_memory(own, grads)
             if not own.params:
                 return
-            with paddle.no_grad():
-                found = self._made(roster, own, grads)
+            found = self._made(roster, own, grads)
         if isinstance(found, Cause):
             cause = found
         else:
@@ -304,9 +303,9 @@ class FusedStep(Framework):
             if cause is None:
                 self._report = found.step(own, grads)
                 return
-        with paddle.no_grad():
-            self._leave(cause, theirs, *args, stepped=own.params)
+        self._leave(cause, unrecorded(theirs), *args, stepped=own.params)
 
+    @unrecorded
     def _made(self, roster: Roster, own: Roster, grads: list[Any]) -> Binding | Arrays | Cause:
         """What steps some parameters, made for them; or why the step is Paddle's own."""
         before = self._binding
@@ -415,6 +414,7 @@ class FusedStep(Framework):
             "_skipped": self._skipped if made is None else made.skipped,
         }
 
+    @locked
     def steps(self) -> dict[str, int]:
         """The steps of all parameters that have had one, by Paddle's name."""
         bound = {} if self._binding is None else self._binding.counts()
@@ -436,6 +436,7 @@ class FusedStep(Framework):
             parameters = self.all_parameters()
         return super().backward(loss, startup_program, parameters, no_grad_set, callbacks)
 
+    @locked
     def apply_gradients(self, params_grads: Pairs) -> list[Any]:
         """Step with these gradients; in a program, add the operations that do it.
 
@@ -466,6 +467,7 @@ class FusedStep(Framework):
         ArrayStep(self, rules.get(self.rule), pairs, self.owners(pairs)).append()
         return list(block.ops)[first:]
 
+    @locked
     def _apply_optimize(
         self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0
     ) -> list[Any]:
@@ -481,6 +483,7 @@ class FusedStep(Framework):
 
     # -- state -----------------------------------------------------------------------------------
 
+    @locked
     @framework.dygraph_only
     def state_dict(self) -> dict[str, Any]:
         """Paddle's state, and under `"isostep"` what it lacks: integer step counts, and the names
@@ -500,6 +503,7 @@ class FusedStep(Framework):
             found["isostep"] = saved.plain()
         return found
 
+    @locked
     @framework.dygraph_only
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state of Paddle or of isostep.
@@ -535,10 +539,10 @@ class FusedStep(Framework):
 
     load_state_dict = set_state_dict
 
+    @locked
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have memory of their own."""
-        with self._lock:
-            return {**vars(self), **self._counted(), "_binding": None}
+        return {**vars(self), **self._counted(), "_binding": None}
 
     def parameter_names(self) -> list[tuple[str | None, str]]:
         """Of each parameter its name in the model, if it is known, and Paddle's."""
@@ -557,17 +561,25 @@ class FusedStep(Framework):
         """
         if self._extras.ema is None:
             raise HyperparameterError("there are no averages: make the optimizer with ema=...")
-        params = [p for p in self.all_parameters() if p.name in self.steps()]
+        steps = self.steps()
+        params = [p for p in self.all_parameters() if p.name in steps]
         before = [p.detach().clone() for p in params]
         try:
-            with paddle.no_grad():
-                for p in params:
-                    paddle.assign(accumulators.average(self, p).astype(p.dtype), output=p)
+            self._put(params, [accumulators.average(self, p).astype(p.dtype) for p in params])
             yield
         finally:
-            with paddle.no_grad():
-                for p, old in zip(params, before, strict=True):
-                    paddle.assign(old, output=p)
+            self._put(params, before)
+
+    @locked
+    @unrecorded
+    def _put(self, params: Sequence[Any], values: Sequence[Any]) -> None:
+        """Set parameters, all of them."""
+
+        def write(_: commit.Progress) -> None:
+            for param, value in zip(params, values, strict=True):
+                paddle.assign(value, output=param)
+
+        commit.run(write)
 
     @property
     def report(self) -> Report | None:

@@ -19,6 +19,7 @@ from isostep import rules
 from isostep.errors import StateError
 from isostep.paddle import accumulators
 from isostep.paddle.accumulators import called
+from isostep.paddle.grad_mode import unrecorded
 from isostep.paddle.planning import dry
 from isostep.paddle.powers import POWERS, agreed, nearest
 
@@ -137,12 +138,12 @@ class Loaded:
         """Attributes of an optimizer that goes on from this state; what has no entry begins anew.
         The optimizer itself is left as it is."""
         made = accumulators.without(self.optimizer)
-        with paddle.no_grad():
-            self._fill(made)
+        self._fill(made)
         kept = {name: getattr(made, name) for name in accumulators.KEPT}
         counts = {"_counts": self.counts, "_iteration": self.iteration, "_skipped": self.skipped}
         return {**kept, **counts}
 
+    @unrecorded
     def _fill(self, optimizer: Any) -> None:
         """Make the accumulators of the state, and fill them."""
         params = [param for param, _ in self.entries] + [param for param, _ in self.masters]

@@ -240,7 +240,7 @@ def _gradient(name: str, make: Callable[[World, Any, Any], Any], **how: Any) -> 
 _gradient("that is not there", lambda w, p, g: None)
 _gradient("of zeros", lambda w, p, g: g * 0)
 _gradient("with other strides", lambda w, p, g: g.transpose([1, 0]).contiguous().transpose([1, 0]))
-_gradient("that is expanded", lambda w, p, g: g[:1].expand(p.shape))
+_gradient("that is expanded", lambda w, p, g: paddle.as_strided(g, p.shape, [0, 1]))
 _gradient("that is a part", lambda w, p, g: paddle.concat([g, g], axis=1)[:, 1 : 1 + g.shape[1]])
 _gradient("that is the parameter", lambda w, p, g: p.detach())
 _gradient("that is another parameter", lambda w, p, g: w.params[2].detach())
