@@ -99,6 +99,20 @@ class Gradients:
         return None
 
 
+def check_shapes(params: Sequence[Any], grads: Sequence[Any]) -> None:
+    """Refuse dense gradients of another shape than their parameters.
+
+    Raises:
+        GradientError: there is one.
+    """
+    for param, grad in zip(params, grads, strict=True):
+        if grad.is_dense() and (grad.shape != param.shape or not has_memory(grad)):
+            raise GradientError(
+                f"the gradient of {param.name!r} has shape {grad.shape} on {_place(grad)}, and the "
+                f"parameter {param.shape} on {_place(param)}; nothing was changed"
+            )
+
+
 def _address(grad: Any) -> int:
     return grad.ctypes.data if isinstance(grad, np.ndarray) else grad.data_ptr() or 0
 

@@ -30,6 +30,7 @@ from isostep.paddle import accumulators, own_step
 from isostep.paddle.arrays import Arrays
 from isostep.paddle.binding import Binding, Roster
 from isostep.paddle.grad_mode import recording, unrecorded
+from isostep.paddle.gradients import check_shapes
 from isostep.paddle.hyper import Hyperparameters, attribute
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
@@ -323,9 +324,11 @@ class FusedStep(Framework):
             check_steppable(param)
         accumulators.create(self, wanted.params, wanted.owners)
         cause = own_step.of_memory(self, wanted.params, strided=not native)
-        if cause is not None:
-            return cause
         rule = rules.get(self.rule)
+        if cause is not None:
+            check_shapes(own.params, grads)  # what Paddle's kernels do not look at, and run over
+            Arrays(self, rule, own, grads)
+            return cause
         if not native:
             return Arrays(self, rule, own, grads)
         made = Binding(self, rule, self._counts, roster, wanted)

@@ -234,7 +234,7 @@ def _gradient(name: str, make: Callable[[World, Any, Any], Any], **how: Any) -> 
     def act(world: World, i: int, k: int) -> None:
         world.gradient = make
 
-    whole(f"a gradient {name}", act, **how)
+    whole(f"a_gradient_{name}".replace(" ", "_"), act, **how)
 
 
 _gradient("that is not there", lambda w, p, g: None)
