@@ -7,6 +7,7 @@ slots, folds the step count into coefficients and has an engine run the passes.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -203,7 +204,7 @@ class Stepper:
         self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._codes: list[Any] | None = None
         self._allocate, self._namespace = allocate, namespace
-        self._cohorts = Cohorts(self._kinds, self._runner)
+        self._cohorts = self._new_cohorts()
 
     def add(self, name: str, array: AnyArray, group: int, steps: int = 0, own: Any = None) -> Leaf:
         """Take a parameter in, with the arrays that are kept for it.
@@ -238,7 +239,7 @@ class Stepper:
         """Look again at what selects code, after a hyperparameter of a group has changed."""
         for leaf in self.leaves:
             self._fill(leaf)
-        self._cohorts = Cohorts(self._kinds, self._runner)
+        self._cohorts = self._new_cohorts()
 
     def rebind(self, places: Iterable[int]) -> None:
         """Look where parameters and what is kept for them lie, which may be elsewhere.
@@ -248,7 +249,7 @@ class Stepper:
         """
         for place in places:
             self.leaves[place].bind()
-        self._cohorts = Cohorts(self._kinds, self._runner)
+        self._cohorts = self._new_cohorts()
 
     def regroup(self, groups: Sequence[HyperGroup], membership: Sequence[int]) -> None:
         """Other groups, or other hyperparameters in them.
@@ -355,6 +356,11 @@ class Stepper:
     def own_cohorts(self, grad_dtypes: tuple[str | None, ...]) -> Selection:
         """As `prepare`, with tables that nobody else has, not even another step."""
         return self._cohorts.select_own(self.leaves, grad_dtypes)
+
+    def _new_cohorts(self) -> Cohorts:
+        # They are the stepper's: did they hold it, its memory would wait for the garbage collector.
+        me = weakref.proxy(self)
+        return Cohorts(lambda leaf: me._kinds(leaf), lambda *of: me._runner(*of))
 
     def _kinds(self, leaf: Leaf) -> tuple[Kind | None, Kind | None]:
         """What decides about the cohorts of a parameter with a gradient, and without."""

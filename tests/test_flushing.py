@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import isostep
 from isostep import dialects, flushing, rules
+from isostep.coefficients import Folded
 from isostep.compile.arrays import Array
 from isostep.tracing import trace
 
@@ -87,7 +89,7 @@ def flushes(optimizer: isostep.Optimizer, dtype: str = "float32") -> bool:
     leaf = stepper.leaves[0]
     recipe = stepper.recipe(leaf)
     arrays = [Array("grad", dtype), *(Array(n, a.dtype.name) for n, a in leaf.arrays.items())]
-    coefficients = stepper._fold({}, (0, 1, dtype), 1.0)
+    coefficients = Folded(partial(stepper._fold, 1.0)).alone(0, 1, dtype)
     return flushing.unfelt(flushing.bounds(flushing.guards(recipe), arrays), coefficients)
 
 

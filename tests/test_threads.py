@@ -161,7 +161,7 @@ def test_one_kernel_that_several_threads_ask_for_is_built_once(
 ) -> None:
     asked: list[str] = []
 
-    def slowly(source: str) -> str:
+    def slowly(source: str, flushing: int | None) -> str:
         asked.append(source)
         time.sleep(0.05)
         return source.upper()
@@ -174,7 +174,7 @@ def test_one_kernel_that_several_threads_ask_for_is_built_once(
 
 
 def test_what_fails_to_build_in_a_thread_fails_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: str) -> None:
+    def fail(source: str, flushing: int | None) -> None:
         raise RuntimeError(source)
 
     monkeypatch.setattr(machine_code, "_build", fail)
