@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from keras.src.backend.common.stateless_scope import in_stateless_scope  # has no public name
 from torch.autograd.graph import increment_version
 
 from isostep.engines.cohort import Runner
@@ -46,7 +47,9 @@ class NativeApply(TracedApply):
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """One step of `variables`; those without gradient are not among them."""
         with torch.no_grad():
-            self._by_kernels = not self._accumulates and self._try_kernels(grads, variables)
+            # In a stateless scope variables have other values, which a step must not write to.
+            by_kernels = not (self._accumulates or in_stateless_scope())
+            self._by_kernels = by_kernels and self._try_kernels(grads, variables)
             if not self._by_kernels:
                 self.measured = None
                 super().apply(grads, variables)

@@ -126,6 +126,29 @@ def _freed() -> list[Any]:
     return [refused, count, int(optimizer.iterations)]
 
 
+def _stateless(module: Any) -> list[Any]:
+    """Two steps by values: what comes out, and whether what went in is as it was."""
+    start = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
+    variable = keras.Variable(start)
+    optimizer = module.AdamW(**RULES["AdamW"])
+    optimizer.build([variable])
+    values = [keras.ops.convert_to_tensor(start.copy())]
+    kept = [keras.ops.convert_to_tensor(v.numpy().copy()) for v in optimizer.variables]
+    given, before = [*values, *kept], [v.numpy().copy() for v in (*values, *kept)]
+    for _ in range(2):
+        values, kept = optimizer.stateless_apply(kept, [keras.ops.ones((4, 4))], values)
+    untouched = all(map(np.array_equal, [v.numpy() for v in given], before))
+    same = np.array_equal(variable.numpy(), start) and int(optimizer.iterations) == 0
+    new = [v.detach().numpy().astype(float) for v in [*values, *kept]]
+    return [untouched and same, new]
+
+
+def _by_values() -> Any:
+    theirs, ours = _stateless(keras.optimizers), _stateless(isostep.keras)
+    far = max(float(abs(a - b).max()) for a, b in zip(theirs[1], ours[1], strict=True))
+    return [ours[0], far]
+
+
 if __name__ == "__main__":
     table = {
         f"{rule}, {edit}, {target}": _far(rule, EDITS[edit], TARGETS[target])
@@ -133,4 +156,4 @@ if __name__ == "__main__":
         for edit in EDITS
         for target in TARGETS
     }
-    print(json.dumps({"table": table, "freed": _freed()}))
+    print(json.dumps({"table": table, "freed": _freed(), "by values": _by_values()}))

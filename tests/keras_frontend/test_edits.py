@@ -24,3 +24,6 @@ runpy.run_module("tests.keras_frontend.edits", run_name="__main__")
     refused, count, after = found["freed"]
     assert "storage" in refused
     assert (count, after) == (1, 2)
+    untouched, far = found["by values"]
+    assert untouched
+    assert far <= ROUNDING
