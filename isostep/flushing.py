@@ -1,6 +1,6 @@
 """When a kernel may flush to zero what is smaller than the smallest normal number.
 
-Denormal numbers make a processor ten times slower, and slots decay to them. Flushed, a number
+Denormal numbers slow a processor down, and slots decay to them. Flushed, a number
 changes by less than the smallest normal one, tau: that shows where something is divided by it, or
 where only its sign counts, and is lost in rounding where an epsilon is added first. A rule says
 which of its coefficients do that (`Rule.guards`); they must be so large that the error of what

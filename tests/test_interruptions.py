@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 
 import isostep
+from tests.fuzzing import runs
 from tests.interruptions import Training, check
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -20,7 +20,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "array code": ("AdamW", {"engine": "array", "clip": isostep.Clip(global_norm=0.5)}),
     "a skipped step": ("AdamW", {"nonfinite": "skip"}),
 }
-PLACES = int(os.environ.get("ISOSTEP_FUZZ", "60"))
+PLACES = runs(60)
 
 
 def training(rule: str, options: dict[str, Any], poisoned: bool = False) -> Training:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 
 import isostep.keras
+from tests.fuzzing import runs
 from tests.interruptions import Training, check
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,7 +25,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"momentum": 0.9, "gradient_accumulation_steps": 2, "use_ema": True},
     ),
 }
-PLACES = int(os.environ.get("ISOSTEP_FUZZ", "40"))
+PLACES = runs(40)
 
 
 def training(rule: str, options: dict[str, Any]) -> Training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from paddle.nn import ClipGradByGlobalNorm
 
 import isostep.paddle
+from tests.fuzzing import runs
 from tests.interruptions import Training, check
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "array code": ("AdamW", {"engine": "array"}),
     "array code with averages": ("SGD", {"engine": "array", "ema": 0.9}),
 }
-PLACES = int(os.environ.get("ISOSTEP_FUZZ", "30"))
+PLACES = runs(30)
 
 
 def training(name: str) -> Training:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 import isostep
 import isostep.torch
+from tests.fuzzing import runs
 from tests.interruptions import Training, check
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "masters": ("AdamW", {"master_weights": True}),
     "array code": ("AdamW", {"differentiable": True}),
 }
-PLACES = int(os.environ.get("ISOSTEP_FUZZ", "40"))
+PLACES = runs(40)
 
 
 def training(rule: str, options: dict[str, Any]) -> Training:
