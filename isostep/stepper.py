@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from isostep import commit
 from isostep import recipe as recipes
 from isostep.coefficients import Folded
-from isostep.compile.arrays import Array, compute_dtype
+from isostep.compile.arrays import Array, compute_dtype, name_of
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
@@ -203,6 +203,7 @@ class Stepper:
         self.last: list[Runner] = []
         self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._codes: list[Any] | None = None
+        self._recipes: dict[Any, Recipe] = {}
         self._allocate, self._namespace = allocate, namespace
         self._cohorts = self._new_cohorts()
 
@@ -237,6 +238,7 @@ class Stepper:
 
     def refresh(self) -> None:
         """Look again at what selects code, after a hyperparameter of a group has changed."""
+        self._recipes = {}
         for leaf in self.leaves:
             self._fill(leaf)
         self._cohorts = self._new_cohorts()
@@ -260,7 +262,7 @@ class Stepper:
         """
         if self._codes is None:
             self._codes = [self._code(self.groups[leaf.group]) for leaf in self.leaves]
-        self.groups = list(groups)
+        self.groups, self._recipes = list(groups), {}
         for leaf, group in zip(self.leaves, membership, strict=True):
             leaf.group = group
         self._taken = replace(self._taken, groups=np.array(membership, dtype=np.int64))
@@ -283,10 +285,17 @@ class Stepper:
 
     def recipe(self, leaf: Leaf) -> Recipe:
         """The static side of this parameter's step."""
-        o, ema, group = self.options, self.options.ema, self.groups[leaf.group]
+        factored, complex = leaf.factored_axes is not None, name_of(leaf.dtype) in COMPLEX
+        key = leaf.group, factored, "model" in leaf.arrays, complex
+        if key not in self._recipes:
+            self._recipes[key] = self._recipe(*key)
+        return self._recipes[key]
+
+    def _recipe(self, number: int, factored: bool, master: bool, complex: bool) -> Recipe:
+        o, ema, group = self.options, self.options.ema, self.groups[number]
         clip = self.clip_of(group)
-        switches = dict(self.rule.switches(self._static(leaf.group)))
-        switches["factored"] = leaf.factored_axes is not None
+        switches = dict(self.rule.switches(self._static(number)))
+        switches["factored"] = factored
         return Recipe(
             rule=self.rule,
             switches=tuple(sorted(switches.items())),
@@ -298,8 +307,8 @@ class Stepper:
             maximize=o.maximize if group.maximize is None else group.maximize,
             decay=self.decay_of(group) if self._decays() else None,
             decay_first=self.spelling.decay_first,
-            master="model" in leaf.arrays,
-            complex=leaf.dtype.name in COMPLEX,
+            master=master,
+            complex=complex,
             average=ema is not None,
             overwrite=ema is not None and ema.overwrite_every is not None,
             report=o.report,
@@ -326,15 +335,15 @@ class Stepper:
         # Factors are few, and the next pass reads them: they stay in the dtype of the arithmetic.
         if asked is not None and per == "element":
             return as_dtype(asked)
-        return np.dtype(arithmetic(leaf.dtype.name))
+        return np.dtype(arithmetic(name_of(leaf.dtype)))
 
     def _fill(self, leaf: Leaf) -> None:
         """Bind the parameter and make what is kept for it, as far as it is not there."""
         arrays, own = leaf.arrays, leaf.own
-        wide = np.dtype(arithmetic(leaf.dtype.name))
+        wide = np.dtype(arithmetic(name_of(leaf.dtype)))
         if "param" not in arrays:
             arrays["param"] = own
-            if self.options.master_weights and leaf.dtype.name in LOW_PRECISION:
+            if self.options.master_weights and name_of(leaf.dtype) in LOW_PRECISION:
                 arrays["model"] = own
                 arrays["param"] = self._allocate(leaf, "master", "element", wide, own)
         h = self._static(leaf.group)
@@ -563,7 +572,7 @@ class Stepper:
                 PlanEntry(
                     leaf.name,
                     leaf.shape,
-                    leaf.dtype.name,
+                    name_of(leaf.dtype),
                     self.groups[leaf.group].name,
                     {n: (leaf.slot_shape(self.per(n)), a.dtype.name) for n, a in kept.items()},
                     sum(a.nbytes for a in kept.values()),

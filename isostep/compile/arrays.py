@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """The dtypes that arrays may be stored in, and the bytes of one element."""
@@ -20,6 +23,12 @@ class Array:
 
     name: str
     dtype: str
+
+
+@functools.cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The name of a dtype, which NumPy puts together anew each time that it is asked."""
+    return dtype.name
 
 
 def compute_dtype(arrays: list[Array]) -> Literal["float32", "float64"]:

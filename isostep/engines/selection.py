@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isostep import flushing
-from isostep.compile.arrays import Array
+from isostep.compile.arrays import Array, name_of
 from isostep.compile.layout import Layout
 from isostep.engines.cohort import Cohort, Runner
 from isostep.engines.leaf import Leaf
@@ -60,7 +60,7 @@ class Kind:
 
 def kind_of(leaf: Leaf, recipe: Recipe) -> Kind:
     """The kind of a parameter that is stepped by a recipe."""
-    arrays = tuple(Array(name, a.dtype.name) for name, a in leaf.arrays.items())
+    arrays = tuple(Array(name, name_of(a.dtype)) for name, a in leaf.arrays.items())
     if recipe.idle:
         return Kind(recipe, False, arrays, "flat", None)
     matrix = leaf.shape3[1:] if leaf.layout == "lanes" else None

@@ -75,8 +75,13 @@ def _available() -> int:
 
 @functools.cache
 def _limit() -> int:
-    """The size of the pool: `NUMBA_NUM_THREADS`, else the processors this process may use."""
-    return max(1, int(os.environ.get("NUMBA_NUM_THREADS") or _available()))
+    """The size of the pool: `NUMBA_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that
+    this process may use."""
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        asked = os.environ.get(name, "").split(",")[0].strip()  # OpenMP takes one for each level
+        if asked.isdecimal() and int(asked):
+            return int(asked)
+    return max(1, _available())
 
 
 def thread_count() -> int:

@@ -19,7 +19,7 @@ from isostep.keras.traced import TracedApply
 from isostep.report import Report
 from isostep.torch import watch
 from isostep.torch.gradients import Gradients
-from isostep.torch.overlap import Stretches, check_apart, layers
+from isostep.torch.overlap import Stretches, bounds, check_apart, layers
 from isostep.torch.own_step import NotOurs, odd
 from isostep.torch.tensors import DTYPE_NAMES, check_steppable, numpy_view, oddity
 
@@ -107,12 +107,13 @@ class _Kernels:
         self._slots: dict[tuple[str, str], torch.Tensor] = {}
         self.stepper = optimizer.stepper("native", self._view, self._allocate)
         self.follows = [group.values["lr"] is None for group in self.stepper.groups]
-        check_apart(self._slots, self.params)
-        layers(self.stepper.leaves, list(range(len(self.params))))
+        of_params, of_slots = bounds(self.params), bounds(list(self._slots.values()))
+        check_apart(list(self._slots), of_slots, of_params)
+        layers(self.stepper.leaves, list(range(len(self.params))), of_params)
         self._tensors = list(map(_tensor, self._variables))
         self.written = [*self.params, *self._slots.values()]
         self._same = watch.tensors(self._tensors)
-        stretches = Stretches(self.written)
+        stretches = Stretches(np.concatenate([of_params, of_slots]))
         self.gradients = Gradients(self.stepper, self.params, stretches, optimizer.rule)
 
     def fit(self) -> bool:

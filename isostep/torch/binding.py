@@ -2,18 +2,19 @@
 
 A binding is made whole when a step needs it and thrown away when something it stands on is not what
 it was: parameters in the groups, entries of the state, any tensor's memory, a hyperparameter that
-selects code. What may change at any step (numbers, which parameters have gradients, where the
-gradients lie) it looks at in every step. Nothing that users see is written before the kernels: a
-slot of zeros would look like a step that there was not.
+selects code. It grows where further parameters have gradients. What may change at any step
+(numbers, which parameters have gradients, where the gradients lie) it looks at in every step.
+Nothing that users see is written before the kernels: a slot of zeros would look like a step that
+there was not.
 """
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _device_dtype_check_for_fused as check_fused
@@ -35,7 +36,7 @@ from isostep.torch.masters import Masters
 from isostep.torch.members import Groups, Kept, Members
 from isostep.torch.namespace import TorchNamespace
 from isostep.torch.options import Extras
-from isostep.torch.overlap import Stretches, check_apart, layers
+from isostep.torch.overlap import Stretches, bounds, check_apart, layers
 from isostep.torch.own_step import NotOurs, odd, repeated
 from isostep.torch.slots import MASTER, StateTensors, kept_of, unkept
 from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, oddity, stand_in
@@ -82,22 +83,18 @@ class Binding:
         self._hyper = Hyperparameters(rule, extras)
         self._seen = self._hyper.raw(groups)
         self._settings = groups
-        self._places = self._taken(state, dry, wide)
-        self._here = [self.members.params[k] for k in self._places]
-        self._names = [self.members.names[k] for k in self._places]
-        here = set(self._places)
-        self._others = [p for k, p in enumerate(self.members.params) if k not in here]
-        slots = self._hyper.torch.slots
-        by_name = dict(zip(self._names, self._here, strict=True))
-        self._tensors = StateTensors(state, slots, by_name, self.engine)
-        self._counts: StepCounts | None = None
-        self._kept: Kept | None = None
+        self._places: list[int] = []
+        self._here: list[torch.Tensor] = []
+        self._names: list[str] = []
+        self._tensors = StateTensors(state, self._hyper.torch.slots, self.engine)
+        self._memory = self._memory_of_state = bounds([])
+        self._counts = StepCounts() if keeps_step and not dry else None
         self._masters = Masters()
         self.stepper = self._make_stepper(groups, unkept if dry else self._tensors)
         self.stepper.iteration, self.stepper.skipped = before.iteration, before.skipped
         self.odd = "" if twice is None else twice.why
         """What makes a dry binding's parameters torch's own to step."""
-        self._take(groups, keeps_step, dry)
+        self._take(self._wanted(dry, wide), dry)
         if not dry:
             self._look()
 
@@ -132,10 +129,10 @@ class Binding:
 
     # -- taking parameters in --------------------------------------------------------------------
 
-    def _taken(self, state: Any, dry: bool, wide: bool) -> list[int]:
+    def _wanted(self, dry: bool, wide: bool) -> list[int]:
         """The places of the parameters to be stepped: those with a gradient, as in torch, and those
         whose average goes on without one."""
-        averages = self._extras.ema is not None
+        averages, state = self._extras.ema is not None, self._state
         return [
             k
             for k, p in enumerate(self.members.params)
@@ -145,30 +142,57 @@ class Binding:
             or (averages and "average" in kept_of(state, p))
         ]
 
+    def grow(self) -> None:
+        """Take those parameters in as well that have their first gradient now.
+
+        Raises:
+            As the constructor does; then the binding is of no use any more.
+        """
+        late = [k for k in self._others if self.members.params[k].grad is not None]
+        if late:
+            with torch.inference_mode(False):  # tensors of the state outlive it
+                self._take(late, dry=False)
+                if self._counts is not None:
+                    self.stepper.steps[:] = self._counts.steps
+                self._look()
+
     @property
     def presumes(self) -> bool:
         """Whether it would write to the state of a parameter that has no gradient."""
         return any(p.grad is None for p in self._tensors.fresh)
 
-    def _take(self, groups: Groups, keeps_step: bool, dry: bool) -> None:
-        for param, name in zip(self._here, self._names, strict=True):
-            why = oddity(param)
+    def _take(self, places: list[int], dry: bool) -> None:
+        params = [self.members.params[k] for k in places]
+        names = [self.members.names[k] for k in places]
+        whys = list(map(oddity, params))
+        for param, name, why in zip(params, names, whys, strict=True):
             self.odd = self.odd or why
             if why and not dry:
                 raise odd(f"parameter {name!r}", why)
             check_steppable(param, name, self._rule.name)
-        steps = [0] * len(self._here) if dry else self._steps(keeps_step)
-        for place, param, count in zip(self._places, self._here, steps, strict=True):
-            if not count and groups[self.members.group_of[place]].get("fused"):
+        steps = [0] * len(places) if dry else self._steps(names, params)
+        for place, param, count in zip(places, params, steps, strict=True):
+            if not count and self._settings[self.members.group_of[place]].get("fused"):
                 check_fused(param)  # which torch does at the first step
-        for place, param, count in zip(self._places, self._here, steps, strict=True):
-            self._add(place, param, int(count))
-        if self.engine == "native":
-            layers(self.stepper.leaves, self._places)
+        each = zip(places, params, names, steps, whys, strict=True)
+        for place, param, name, count, why in each:
+            self._tensors.params[name] = param
+            self._add(place, param, int(count), bool(why))
+            if (name, MASTER) in self._tensors.found:
+                self._masters.add(param, self._tensors.found[name, MASTER])
+        self._places += places
+        self._here += params
+        self._names += names
+        here = set(self._places)
+        self._others = [k for k in range(len(self.members.params)) if k not in here]
+        plain = [p for p, why in zip(params, whys, strict=True) if not why]
+        self._memory = np.concatenate([self._memory, bounds(plain)])
+        if self.engine == "native" and not self.odd:
+            layers(self.stepper.leaves, self._places, self._memory)
 
-    def _add(self, place: int, param: torch.Tensor, count: int) -> None:
+    def _add(self, place: int, param: torch.Tensor, count: int, odd: bool) -> None:
         name, group = self.members.names[place], self.members.group_of[place]
-        if self.engine == "native" and not oddity(param):
+        if self.engine == "native" and not odd:
             self.stepper.add(name, numpy_view(param), group, count)
             return
         own = Held(param)
@@ -176,36 +200,37 @@ class Binding:
         if not leaf.in_order:
             own.tensor = param.permute(leaf.order)
 
-    def _steps(self, keeps_step: bool) -> Any:
-        """How many steps the state says that each parameter has had.
+    def _steps(self, names: list[str], params: list[torch.Tensor]) -> Any:
+        """How many steps the state says that each of these has had.
 
         Where torch counts none, what matters is whether there was a step at all, and the slots show
         that.
         """
-        pairs = list(zip(self._here, self._names, strict=True))
-        if keeps_step:
-            found = [find(kept_of(self._state, param), param, name) for param, name in pairs]
-            for name, tensor in zip(self._names, found, strict=True):
-                self._tensors.put(name, "step", tensor)
-            self._counts = StepCounts(found, self._names)
-            return self._counts.steps
+        kept = [kept_of(self._state, param) for param in params]
+        if self._counts is not None:
+            found = list(map(find, kept, params, names))
+            for name, param, tensor in zip(names, params, found, strict=True):
+                self._tensors.put(name, param, "step", tensor)
+            known = len(self._counts.steps)
+            self._counts = self._counts.plus(found, names)
+            return self._counts.steps[known:]
         keys = self._hyper.torch.slots.values()
-        kept = [kept_of(self._state, param) for param in self._here]
         return [any(isinstance(k.get(key), torch.Tensor) for key in keys) for k in kept]
 
     def _look(self) -> None:
         """Get ready to see what a step is to look at."""
         kept, extras = self._tensors.found, self._extras
-        check_apart(kept, self._here)
+        fresh = list(kept.values())[len(self._memory_of_state) :]
+        self._memory_of_state = np.concatenate([self._memory_of_state, bounds(fresh)])
+        check_apart(list(kept), self._memory_of_state, self._memory)
+        stretches = Stretches(np.concatenate([self._memory, self._memory_of_state]))
+        self._kept: Kept | None = None  # until a step has written to the state what it lacks
         written = [*self._here, *kept.values()]
         self._same = watch.tensors(written)
-        self._grads = Gradients(self.stepper, self._here, Stretches(written), self._rule.name)
+        self._grads = Gradients(self.stepper, self._here, stretches, self._rule.name)
         self._rows = RowRunners(self.stepper) if extras.lazy else None
         self._ready: tuple[Any, list[Runner]] = ((), [])
         self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])
-        for name, param in zip(self._names, self._here, strict=True):
-            if (name, MASTER) in kept:
-                self._masters.add(param, kept[name, MASTER])
 
     # -- what may have been replaced since the last step -----------------------------------------
 
@@ -217,7 +242,6 @@ class Binding:
             and self._kept.hold(state)
             and self._same()
             and _differentiable(groups) == self._differentiable
-            and all(map(operator.is_, map(_grad, self._others), itertools.repeat(None)))
             and self._follow(groups)
         )
 

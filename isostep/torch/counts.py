@@ -66,7 +66,7 @@ def write(low, high, context):
 
 
 class StepCounts:
-    """The `step` tensors of some parameters.
+    """The `step` tensors of some parameters: at first of none; see `plus`.
 
     Args:
         tensors: for each its tensor, as `find` gives it.
@@ -74,12 +74,9 @@ class StepCounts:
 
     Attributes:
         steps: the counts, as of the last `read` or `write`.
-
-    Raises:
-        StateError: a count is no whole number, or out of range.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor] = (), names: Sequence[str] = ()) -> None:
         self._tensors, self._names = tensors, names
         kinds = list(map(_kind, tensors))
         self._by_torch = [k for k, kind in enumerate(kinds) if kind is None]
@@ -104,7 +101,22 @@ class StepCounts:
         words = [table.ctypes.data for table in tables]
         self._read = Look(_SOURCE, "read", words, count, tables)
         self._write = Look(_SOURCE, "write", words, count, tables)
-        self.read()
+
+    def plus(self, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> StepCounts:
+        """These and others.
+
+        Args:
+            tensors: for each of the others its tensor.
+            names: of their parameters.
+
+        Raises:
+            StateError: a count is no whole number, or out of range.
+        """
+        more = StepCounts([*self._tensors, *tensors], [*self._names, *names])
+        for mine, its in ((self._known, more._known), (self.steps, more.steps)):
+            its[: len(mine)] = mine
+        more.read()
+        return more
 
     def read(self) -> bool:
         """Take over what others have written.

@@ -210,6 +210,8 @@ class FusedStep(torch.optim.Optimizer):
         try:
             if binding is None or not binding.fits(self.param_groups, self.state):
                 binding = self._bind(wide=True)
+            else:
+                binding.grow()
             if not binding.presumes:
                 binding.gather()
                 return binding

@@ -7,90 +7,98 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from isostep.engines.leaf import Leaf
 from isostep.errors import ParameterError
 from isostep.torch.own_step import odd
 from isostep.torch.tensors import reach
 
+Bounds = NDArray[np.int64]
+"""Of shape (tensors, 2): the first address of each tensor, and that behind its last."""
+
+
+def bounds(tensors: Sequence[torch.Tensor]) -> Bounds:
+    """Where strided tensors begin and end."""
+    found = [(low := t.data_ptr(), low + reach(t)) for t in tensors]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
 
 class Stretches:
-    """The memory of tensors as stretches that do not touch, in order.
+    """Memory as stretches that do not touch, in order.
 
     Args:
-        tensors: strided tensors; what a strided one leaves out counts as its own.
+        memory: that of strided tensors; what a strided one leaves out counts as its own.
 
     Attributes:
         lows, highs: the first address of each stretch, and that behind its last.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        lows: list[int] = []
-        highs: list[int] = []
-        for low, high in sorted(map(_bounds, tensors)):
-            if highs and low <= highs[-1]:
-                highs[-1] = max(highs[-1], high)
-            elif high > low:
-                lows.append(low)
-                highs.append(high)
-        self.lows = np.array(lows, dtype=np.int64)
-        self.highs = np.array(highs, dtype=np.int64)
+    def __init__(self, memory: Bounds) -> None:
+        some = memory[memory[:, 1] > memory[:, 0]]
+        lows, highs = some[np.argsort(some[:, 0])].T
+        reached = np.maximum.accumulate(highs)
+        starts = np.ones(len(lows), dtype=bool)
+        starts[1:] = lows[1:] > reached[:-1]
+        self.lows = lows[starts]
+        self.highs = reached[np.append(starts[1:], True)] if len(lows) else highs
 
     def meet(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor may share memory with one of these."""
-        low, high = _bounds(tensor)
+        low, high = bounds([tensor])[0]
         first = int(np.searchsorted(self.highs, low, side="right"))
-        return high > low and first < len(self.lows) and bool(self.lows[first] < high)
+        return bool(high > low and first < len(self.lows) and self.lows[first] < high)
 
 
-def _bounds(tensor: torch.Tensor) -> tuple[int, int]:
-    low = tensor.data_ptr()
-    return low, low + reach(tensor)
-
-
-def check_apart(kept: dict[tuple[str, str], torch.Tensor], params: Sequence[torch.Tensor]) -> None:
+def check_apart(kept: Sequence[tuple[str, str]], of_kept: Bounds, of_params: Bounds) -> None:
     """Leave it to torch to step parameters whose state shares memory.
 
     Args:
         kept: the tensors of the state, by parameter and key.
-        params: the parameters.
+        of_kept, of_params: where they lie, and the parameters.
 
     Raises:
         NotOurs: a tensor of the state shares memory with another, or with a parameter.
     """
-    nobody = ("", "")
-    places = [(*_bounds(t), nobody) for t in params]
-    places += [(*_bounds(t), place) for place, t in kept.items()]
-    end, last, end_of_state = 0, nobody, 0
-    for low, high, place in sorted(places):
-        if high > low and (low < end_of_state or (place != nobody and low < end)):
-            name, key = place if place != nobody else last
-            raise odd(f"the state {key!r} of parameter {name!r}", "memory that it shares")
-        end = max(end, high)
-        if place != nobody:
-            end_of_state, last = max(end_of_state, high), place
+    memory = np.concatenate([of_params, of_kept])
+    number = np.arange(len(memory)) - len(of_params)  # of the state those from 0 on
+    order = np.lexsort((memory[:, 1], memory[:, 0]))
+    order = order[memory[order, 1] > memory[order, 0]]
+    (lows, highs), number = memory[order].T, number[order]
+    ends = np.maximum.accumulate(highs)[:-1]
+    ends_of_state = np.maximum.accumulate(np.where(number >= 0, highs, 0))[:-1]
+    meets = np.where(number[1:] >= 0, lows[1:] < ends, lows[1:] < ends_of_state)
+    if meets.any():
+        first = int(np.argmax(meets)) + 1
+        before = np.where(number >= 0, highs, 0)[:first]
+        place = number[first] if number[first] >= 0 else number[np.argmax(before)]
+        name, key = kept[place]
+        raise odd(f"the state {key!r} of parameter {name!r}", "memory that it shares")
 
 
-def layers(leaves: list[Leaf], places: list[int]) -> None:
+def layers(leaves: list[Leaf], places: list[int], memory: Bounds) -> None:
     """Put each leaf that overlaps earlier ones into a later layer than theirs.
 
     Args:
         leaves: the parameters.
         places: of each its place in the groups, which is when torch steps it.
+        memory: where they lie.
 
     Raises:
         ParameterError: two overlap and one of them is stepped in a copy.
     """
-    leaves = [leaves[k] for k in np.argsort(places)]
-    bounds = [np.lib.array_utils.byte_bounds(leaf.array) for leaf in leaves]
-    order = sorted((k for k in range(len(leaves)) if leaves[k].array.size), key=lambda k: bounds[k])
+    order = np.argsort(memory[:, 0])
+    order = order[memory[order, 1] > memory[order, 0]]
+    lows, highs = memory[order].T
+    if (lows[1:] >= np.maximum.accumulate(highs)[:-1]).all():
+        return
     open_until: list[int] = []
     pairs: list[tuple[int, int]] = []
-    for k in order:
-        open_until = [j for j in open_until if bounds[j][1] > bounds[k][0]]
-        pairs += [(min(j, k), max(j, k)) for j in open_until]
+    for k in order.tolist():
+        open_until = [j for j in open_until if memory[j, 1] > memory[k, 0]]
+        pairs += [(k, j) if places[k] < places[j] else (j, k) for j in open_until]
         open_until.append(k)
-    for first, second in sorted(pairs):
+    for first, second in sorted(pairs, key=lambda pair: [places[k] for k in pair]):
         _separate(leaves[first], leaves[second])
 
 

@@ -37,15 +37,13 @@ class StateTensors:
     Args:
         state: `optimizer.state`.
         slots: torch's names of the rule's slots.
-        params: the parameters by leaf name.
         engine: `"native"` gets NumPy views of the tensors, `"array"` the tensors.
     """
 
-    def __init__(
-        self, state: Any, slots: Mapping[str, str], params: Mapping[str, torch.Tensor], engine: str
-    ) -> None:
-        self._state, self._slots = state, {**slots, **EXTRA_SLOTS}
-        self._params, self._engine = params, engine
+    def __init__(self, state: Any, slots: Mapping[str, str], engine: str) -> None:
+        self._state, self._slots, self._engine = state, {**slots, **EXTRA_SLOTS}, engine
+        self.params: dict[str, torch.Tensor] = {}
+        """The parameters by leaf name; one must be here before its slots are asked for."""
         self.fresh: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         """What the state does not have yet, by parameter and key."""
         self.found: dict[tuple[str, str], torch.Tensor] = {}
@@ -54,7 +52,7 @@ class StateTensors:
     def __call__(
         self, leaf: Leaf, name: str, per: Domain, dtype: np.dtype[Any], initial: Any, /
     ) -> Any:
-        param = self._params[leaf.name]
+        param = self.params[leaf.name]
         key = self._slots.get(name, name)
         shape, order = _shape(leaf, param, per), _order(leaf, param)
         tensor = kept_of(self._state, param).get(key)
@@ -72,14 +70,13 @@ class StateTensors:
                 f"optimizer.state.pop(p) after a change of shape"
             )
         tensor = _placed(param, tensor, order)
-        self.put(leaf.name, key, tensor)
+        self.put(leaf.name, param, key, tensor)
         if self._engine == "array":
             return Held(tensor.permute(leaf.order[: param.ndim]))
         return numpy_view(tensor).transpose(leaf.order).reshape(-1)
 
-    def put(self, name: str, key: str, tensor: torch.Tensor) -> None:
+    def put(self, name: str, param: torch.Tensor, key: str, tensor: torch.Tensor) -> None:
         """Have a tensor stand in the state of the parameter `name`, once all is ready."""
-        param = self._params[name]
         self.found[name, key] = tensor
         if kept_of(self._state, param).get(key) is not tensor:
             self.fresh.setdefault(param, {})[key] = tensor
@@ -141,6 +138,8 @@ def _order(leaf: Leaf, param: torch.Tensor) -> tuple[int, ...]:
 
 
 def _by_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.is_contiguous():
+        return tuple(range(tensor.ndim))
     strides = tensor.stride()
     return tuple(sorted(range(tensor.ndim), key=lambda axis: -strides[axis]))
 

@@ -43,7 +43,8 @@ def numpy_view(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     It neither keeps the memory alive nor keeps torch from resizing it, as `Tensor.numpy()` does:
     before it is used again, its owner must have looked whether the tensor is where it was.
     """
-    tensor = real(tensor)
+    if tensor.is_complex():
+        tensor = real(tensor)
     size = tensor.element_size()
     strides = tuple([size * stride for stride in tensor.stride()])
     memory: Any = _Bytes.from_address(tensor.data_ptr())
@@ -138,8 +139,8 @@ def _plain_keys(device: str) -> int:
 
 def reach(tensor: torch.Tensor) -> int:
     """Bytes from the first element of a strided tensor to the end of its last."""
-    if not tensor.numel():
-        return 0
+    if tensor.is_contiguous():  # an empty one is, too
+        return tensor.numel() * tensor.element_size()
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
 
