@@ -8,6 +8,7 @@ writes. Where `raw` does not know the offsets, none is usual, and each is looked
 from __future__ import annotations
 
 import functools
+from itertools import chain
 
 import numpy as np
 import torch
@@ -93,22 +94,31 @@ class Arrivals:
         params: the parameters.
         usual: for each whether a gradient that lies as it does can be read where it lies.
         written: the memory that a step writes to.
+        before: what looked for the gradients of the first of them so far.
 
     Attributes:
         all_there: whether the last look found a gradient for each.
     """
 
-    def __init__(self, params: list[torch.Tensor], usual: list[bool], written: Stretches) -> None:
+    def __init__(
+        self,
+        params: list[torch.Tensor],
+        usual: list[bool],
+        written: Stretches,
+        before: Arrivals | None = None,
+    ) -> None:
         count = len(params)
         self.all_there = False
         self._places = np.zeros(count, dtype=np.int64)
         self._kinds, self._totals = np.zeros(count, dtype=np.int64), np.zeros(2, dtype=np.int64)
         found = raw.offsets()
         self._look = None
+        self._rows = [] if before is None else before._rows[:]
         if found is None:
             return
-        rows = [_row(param, u) for param, u in zip(params, usual, strict=True)]
-        table = np.array([word for row in rows for word in row], dtype=np.int64)
+        new = slice(len(self._rows), None)
+        self._rows += map(_row, params[new], usual[new])
+        table = np.fromiter(chain.from_iterable(self._rows), dtype=np.int64)
         tables = (table, self._places, self._kinds, written.lows, written.highs, self._totals)
         at = [each.ctypes.data for each in tables]
         words = [0, *at[:3], id(None), id(torch.Tensor), *at[3:5], len(written.lows), at[5]]

@@ -90,6 +90,7 @@ class Binding:
         self._memory = self._memory_of_state = bounds([])
         self._counts = StepCounts() if keeps_step and not dry else None
         self._masters = Masters()
+        self._grads: Any = None
         self.stepper = self._make_stepper(groups, unkept if dry else self._tensors)
         self.stepper.iteration, self.stepper.skipped = before.iteration, before.skipped
         self.odd = "" if twice is None else twice.why
@@ -227,7 +228,7 @@ class Binding:
         self._kept: Kept | None = None  # until a step has written to the state what it lacks
         written = [*self._here, *kept.values()]
         self._same = watch.tensors(written)
-        self._grads = Gradients(self.stepper, self._here, stretches, self._rule.name)
+        self._grads = Gradients(self.stepper, self._here, stretches, self._rule.name, self._grads)
         self._rows = RowRunners(self.stepper) if extras.lazy else None
         self._ready: tuple[Any, list[Runner]] = ((), [])
         self._touched: tuple[list[Runner], list[torch.Tensor]] = ([], [])

@@ -32,6 +32,7 @@ class Gradients:
         params: the parameters, one for each leaf.
         written: the memory that a step writes to.
         rule: the rule's name, for errors.
+        before: what collected those of the first of the parameters so far.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Gradients:
         params: list[torch.Tensor],
         written: Stretches,
         rule: str,
+        before: Gradients | None = None,
     ) -> None:
         self._stepper, self._params, self._rule = stepper, params, rule
         self._written = written
@@ -47,9 +49,9 @@ class Gradients:
         """One for each leaf: a tensor, a NumPy array that is a copy of one, or None."""
         self.addresses: NDArray[np.int64] = np.zeros(len(params), dtype=np.int64)
         usual = [not leaf.staged and not p.is_complex() for leaf, p in self._pairs()]
-        self._arrivals = (
-            Arrivals(params, usual, written) if self._stepper.engine == "native" else None
-        )
+        looked = None if before is None else before._arrivals
+        native = self._stepper.engine == "native"
+        self._arrivals = Arrivals(params, usual, written, looked) if native else None
         self._dtypes = [p.dtype for p in params]
         self._names = tuple(DTYPE_NAMES[dtype] for dtype in self._dtypes)
 
