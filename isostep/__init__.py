@@ -31,6 +31,7 @@ _HOMES = {
     "GradientError": "isostep.errors",
     "HyperparameterError": "isostep.errors",
     "ParameterError": "isostep.errors",
+    "PartError": "isostep.errors",
     "StateError": "isostep.errors",
     "UnknownNameError": "isostep.errors",
 }
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         GradientError,
         HyperparameterError,
         ParameterError,
+        PartError,
         StateError,
         UnknownNameError,
     )
@@ -74,6 +76,7 @@ __all__ = [
     "HyperparameterError",
     "Optimizer",
     "ParameterError",
+    "PartError",
     "Plan",
     "RMSprop",
     "Report",

@@ -46,6 +46,17 @@ class Progress:
             columns = tuple(column[known:] for column in columns)
         self._done.extend(map(function, *columns))
 
+    def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function, if that is not done, and return what it returned.
+
+        Args:
+            function: written in C, as for `call`.
+            arguments: its arguments.
+        """
+        number = self._next
+        self.call(function, *([argument] for argument in arguments))
+        return self._done[number]
+
     def write(self, compute: Callable[[], tuple[Any, Any]], store: Callable[[Any], None]) -> Any:
         """Compute what is to be written, and write it.
 

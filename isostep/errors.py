@@ -26,6 +26,10 @@ class StateError(ValueError):
     """Raised when saved state does not belong to this optimizer or is damaged."""
 
 
+class PartError(ValueError):
+    """Raised when a step is not taken because another process does not take its part of it."""
+
+
 class UnknownNameError(ValueError):
     """Raised when a name or a group's pattern refers to nothing."""
 

@@ -3,7 +3,9 @@
 A global norm, a step that is skipped for a non-finite gradient, and a report look at all gradients.
 Where a framework spreads parameters, or the elements of each, over processes, every process would
 decide by its own. An optimizer tells by who makes or steps it, and by marks on its parameters,
-which are data of the dialect; replicas of whole models have neither.
+which are data of the dialect; replicas of whole models have neither. Where the dialect knows the
+processes that step all parts at once, front-ends add up over them; elsewhere such options are
+refused.
 """
 
 from __future__ import annotations
@@ -31,22 +33,28 @@ def mark_of(params: Iterable[Any], marks: Mapping[str, str]) -> str:
     return ""
 
 
-def holder_of(optimizer: Any, params: Collection[Any], names: Sequence[str]) -> str:
-    """The optimizer that makes or steps this one and has more parameters, in words; else nothing.
+def holder_of(optimizer: Any, params: Collection[Any], names: Sequence[str]) -> Any:
+    """The optimizer that makes or steps this one for a part of its parameters; None if none does.
 
     Args:
         optimizer: the one that asks.
         params: its parameters.
-        names: classes that are known to step parts by optimizers inside of them.
+        names: classes that are known to step parts by optimizers inside of them: a part may be
+            all there is, where other processes have nothing.
     """
     own = {id(p) for p in params}
     for outer in _callers():
         if outer is optimizer:
             continue
-        called = type(outer).__name__
-        if called in names or own < set(map(id, _all_of(outer))):
-            return f"{called} gives it a part of its parameters"
-    return ""
+        known = any(cls.__name__ in names for cls in type(outer).__mro__)
+        if known or own < set(map(id, _all_of(outer))):
+            return outer
+    return None
+
+
+def held_by(holder: Any) -> str:
+    """Why an optimizer has a part of a model, by what `holder_of` says; empty if it has not."""
+    return "" if holder is None else f"{type(holder).__name__} gives it a part of its parameters"
 
 
 def refuse(used: Sequence[str], why: str) -> None:

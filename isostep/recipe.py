@@ -18,6 +18,8 @@ from isostep.rules.average import toward
 from isostep.rules.base import Hyperparameter, Rule
 
 NONFINITE = ("propagate", "skip", "raise")
+NONFINITE_SUM = "nonfinite"
+"""The name of a sum over all tensors: of non-finite gradient elements."""
 Bound = float | Callable[..., Any] | None
 BOUND = Hyperparameter("bound", 1.0, "bound of the gradients", high=math.inf, open_low=True)
 MOMENTUM = Hyperparameter("momentum", 0.99, "decay rate of an average", high=1.0)
@@ -218,7 +220,7 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
         bad = 1.0 - xp.isfinite(g)
         sums["nonfinite"] = xp.sum(bad, per="tensor")
         if recipe.nonfinite != "propagate":
-            result.blocked = xp.sum(bad, per="step", name="nonfinite")
+            result.blocked = xp.sum(bad, per="step", name=NONFINITE_SUM)
     g = _clip(xp, recipe, g, c)
     if result.blocked is not None:  # after the clip, whose norm is measured in the same pass
         g = xp.after(g, result.blocked)
@@ -251,12 +253,17 @@ def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:
     if recipe.clip == "norm":
         square = xp.sum(xp.inner(g, g), per="tensor")
     else:
-        square = xp.sum(xp.inner(g, g), per="step", name=f"norm {recipe.clip_scope}")
+        square = xp.sum(xp.inner(g, g), per="step", name=norm_sum(recipe.clip_scope))
     norm = xp.sqrt(square)
     scale = xp.minimum(1.0, c.clip_threshold / (norm + c.clip_eps))
     if recipe.inf_norm_is_nan:
         scale = scale + (norm - norm)
     return g * scale
+
+
+def norm_sum(scope: str) -> str:
+    """The name of a sum over all tensors: of squares, for the global norm of a `clip_scope`."""
+    return f"norm {scope}"
 
 
 def coefficients(

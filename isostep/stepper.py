@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -23,12 +24,12 @@ from isostep.coefficients import Folded
 from isostep.compile.arrays import Array, compute_dtype, name_of
 from isostep.dialects.base import Dialect, Spelling
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
-from isostep.engines.cohort import Cohort, Floats, Outcome, Runner, execute
+from isostep.engines.cohort import Cohort, Floats, Outcome, Ranks, Runner, Shared, execute
 from isostep.engines.headers import addresses
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
 from isostep.engines.selection import Cohorts, Kind, Selection, kind_of
-from isostep.errors import GradientError, HyperparameterError
+from isostep.errors import GradientError, HyperparameterError, PartError
 from isostep.plan import Plan, PlanEntry
 from isostep.rates import LR_RATIO
 from isostep.recipe import EMA, Clip, Recipe
@@ -201,6 +202,8 @@ class Stepper:
         self.iteration = 0
         self.skipped = 0
         self.last: list[Runner] = []
+        self.ranks: Ranks | None = None
+        """The processes that step the other parameters of the model, if this has only some."""
         self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._codes: list[Any] | None = None
         self._recipes: dict[Any, Recipe] = {}
@@ -418,6 +421,7 @@ class Stepper:
 
         Raises:
             GradientError: a gradient has a non-finite element and the policy is `"raise"`.
+            PartError: another process takes no part in the step.
         """
         ready = self.prepare(grad_dtypes)
         for runner in ready.runners:
@@ -427,6 +431,11 @@ class Stepper:
         self.last = runners = [*ready.runners, *rows]
         writes = self._writes(ready, rows, empty, loss_scale, settle)
         outcome = commit.run(writes)
+        if outcome.missed:
+            raise PartError(
+                f"step {self.iteration + 1}: another process that has a part of the model did not "
+                f"take its part, by an error of its own; nothing was changed"
+            )
         if outcome.blocked and self.options.nonfinite == "raise":
             self._refuse(runners, outcome)
         return self._report(runners, outcome) if self.options.report else None
@@ -441,6 +450,7 @@ class Stepper:
     ) -> Callable[[commit.Progress], Outcome]:
         """The part of a step that writes, for `commit.run`; what it counts to is fixed now."""
         runners = [*ready.runners, *rows]
+        shared = None if self.ranks is None else Shared(self._shared(runners), self.ranks)
         coefficients = self._coefficients(runners, loss_scale)
         idle = self._coefficients(ready.idle, loss_scale) if ready.idle else []
         counts = self.steps + ready.counted
@@ -449,9 +459,10 @@ class Stepper:
         iteration, skipped = self.iteration + 1, self.skipped + 1
 
         def write(progress: commit.Progress) -> Outcome:
-            outcome = execute(runners, coefficients, progress)
-            if outcome.blocked:
-                self.skipped = skipped if self.options.nonfinite == "skip" else self.skipped
+            outcome = execute(runners, coefficients, progress, shared)
+            if outcome.stopped:
+                skips = self.options.nonfinite == "skip" and not outcome.missed
+                self.skipped = skipped if skips else self.skipped
                 return outcome
             execute(ready.idle, idle, progress)
             for leaf in ready.staged:
@@ -463,6 +474,21 @@ class Stepper:
             return outcome
 
         return write
+
+    def _shared(self, runners: Sequence[Runner]) -> list[str]:
+        """The names of the sums over all tensors, as options say, whatever tensors there are."""
+        clips = [(self.clip_of(group), group.clip_scope) for group in self.groups]
+        scopes = {scope for clip, scope in clips if clip is not None and clip.kind == "global_norm"}
+        names = [] if self.options.nonfinite == "propagate" else [recipes.NONFINITE_SUM]
+        names += map(recipes.norm_sum, sorted(scopes))
+        for runner in runners:
+            for node in chain.from_iterable(runner.cohort.schedule.step_sums):
+                if node.name not in names:
+                    raise HyperparameterError(
+                        f"{self.rule.name} sums over all tensors of a step: that has no kernel "
+                        f"where other processes have some of them"
+                    )
+        return names
 
     def _coefficients(self, runners: Sequence[Runner], loss_scale: float) -> list[dict[str, Any]]:
         """For each cohort its coefficients: numbers, or arrays over its tensors where groups or
@@ -508,6 +534,7 @@ class Stepper:
         counts = self._gather(runners, outcome, "nonfinite")
         bad = {self.leaves[k].name: int(n) for k, n in enumerate(counts) if n}
         named = ", ".join(f"{name!r} ({n})" for name, n in list(bad.items())[:5])
+        named = named or "parameters of other processes"
         raise GradientError(
             f"step {self.iteration + 1}: non-finite gradient elements in {named}"
             f"{' and others' if len(bad) > 5 else ''}; no parameter was changed "

@@ -94,7 +94,7 @@ def instructions(call: Callable[[], Any], at: int | None, strike: Callable[[], N
     return tracer.seen
 
 
-def _places(length: int, count: int, seed: int) -> Iterator[int]:
+def places(length: int, count: int, seed: int) -> Iterator[int]:
     """Places of a step, of which every part has its share."""
     chance = random.Random(seed)
     for k in range(count):
@@ -123,7 +123,7 @@ def check(make: Callable[[], Training], steps: int, count: int, seed: int = 0) -
     handler = signal.getsignal(signal.SIGALRM)
     signal.signal(signal.SIGALRM, lambda *_: by_exception())
     try:
-        for k, place in enumerate(_places(length, count, seed)):
+        for k, place in enumerate(places(length, count, seed)):
             name = list(WAYS)[k % len(WAYS)]
             _strike(_after(make, steps), steps, place, name, expected)
     finally:

@@ -227,6 +227,21 @@ class Averaging:
 
 
 @dataclass(frozen=True)
+class PartGroup:
+    """Where an optimizer that spreads parameters over processes says over which.
+
+    Args:
+        group: the attribute that is the process group.
+        device: the attribute that says where that has tensors.
+        unless: the attribute that is true if the processes do not step all at once.
+    """
+
+    group: str
+    device: str
+    unless: str
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How one framework spells all rules, and what it does around them.
 
@@ -251,6 +266,8 @@ class Dialect:
             may override, and which the fused step replaces.
         shard_marks: attribute of a parameter that is one process's part of a larger one -> whose.
         part_holders: classes of optimizers that step a part of their parameters by another one.
+        part_groups: those among them whose processes step all at once, each its own parameters ->
+            where they say which processes.
         quirks: `"name: what happens"`, for all rules.
     """
 
@@ -268,6 +285,7 @@ class Dialect:
     extension_points: tuple[str, ...] = ()
     shard_marks: Mapping[str, str] = field(default_factory=_nothing)
     part_holders: tuple[str, ...] = ()
+    part_groups: Mapping[str, PartGroup] = field(default_factory=_nothing)
     quirks: tuple[str, ...] = ()
 
     def spelling(self, name: str | Rule) -> Spelling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isostep.dialects.base import Averaging, Dialect, Spelling
+from isostep.dialects.base import Averaging, Dialect, PartGroup, Spelling
 
 _COMMON = {"lr": "lr", "weight_decay": "weight_decay"}
 _ADAM_NAMES = _COMMON | {
@@ -196,11 +196,19 @@ DIALECT = Dialect(
         "model_parallel": "model parallelism",
     },
     part_holders=(
+        "ZeroRedundancyOptimizer",
         "DeepSpeedZeroOptimizer",
         "DeepSpeedZeroOptimizer_Stage3",
         "BF16_Optimizer",
         "DistributedOptimizer",
+        "_LocalOptimizer",
+        "_ScriptLocalOptimizer",
     ),
+    part_groups={
+        "ZeroRedundancyOptimizer": PartGroup(
+            group="join_process_group", device="join_device", unless="_overlap_with_ddp"
+        ),
+    },
     quirks=(
         "torch-step-in-float32: the step count is a float32, which stops growing at 2^24",
         "torch-tensor-hyperparameters: coefficients of a tensor as lr, betas or weight_decay are "

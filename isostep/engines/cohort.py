@@ -22,9 +22,11 @@ from isostep.compile.arrays import Array, compute_dtype
 from isostep.compile.layout import Layout, Shape3
 from isostep.compile.schedule import Schedule
 from isostep.compile.trace import Symbol
+from isostep.recipe import NONFINITE_SUM
 from isostep.rules.base import Guards
 
 Floats = NDArray[np.float64]
+Totals = dict[tuple[str, int], float]  # by name, and which of that name
 
 
 @dataclass
@@ -98,6 +100,44 @@ class Runner(Protocol):
         ...
 
 
+class Ranks(Protocol):
+    """The processes that step a model together, each its own part of the parameters."""
+
+    def over_ranks(self, sums: list[float], progress: Progress) -> list[float] | None:
+        """Add up sums over all processes. Each of them calls it once in a step.
+
+        Args:
+            sums: those of this process's part; as many in all processes, in the same order.
+            progress: what of the step is done, this call among it.
+
+        Returns:
+            The totals, the same numbers in all processes; None if one of them takes no step.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Sums over all tensors that go over the tensors of other processes, too.
+
+    A process takes part whichever tensors it has, and if it has none: what is added up does not
+    depend on them.
+
+    Args:
+        names: the names of the sums, all due before the second pass.
+        ranks: the processes.
+    """
+
+    names: list[str]
+    ranks: Ranks
+
+    def over_ranks(self, totals: Totals, progress: Progress) -> Totals | None:
+        """The totals over all processes, from those of this one; None if there is no step."""
+        keys = [(name, 0) for name in self.names]
+        found = self.ranks.over_ranks([totals.get(key, 0.0) for key in keys], progress)
+        return None if found is None else dict(zip(keys, found, strict=True))
+
+
 _HOST: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -130,10 +170,17 @@ class Outcome:
     Args:
         blocked: the number of non-finite gradient elements that stopped it; 0 if it ran.
         statistics: for each cohort the sums per tensor by name.
+        missed: whether another process takes no part in it, so that it was stopped.
     """
 
     blocked: int
     statistics: list[dict[str, Floats]]
+    missed: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing was written."""
+        return self.missed or self.blocked > 0
 
 
 class _Values:
@@ -154,12 +201,6 @@ class _Values:
         for node, total in zip(step.tensor_sums, sums, strict=True):
             known[node.index] = total / self.cohort.sizes if node.op == "mean" else total
 
-    @property
-    def blocked(self) -> int:
-        """The count that stops the step, if it is known yet."""
-        node = self.schedule.blocked
-        return 0 if node is None else int(self.known.get(node.index, 0))
-
     def statistics(self) -> dict[str, Floats]:
         """The sums that were asked for, as far as they are known."""
         found = self.schedule.statistics
@@ -167,7 +208,10 @@ class _Values:
 
 
 def execute(
-    runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]], progress: Progress
+    runners: Sequence[Runner],
+    coefficients: Sequence[dict[str, Any]],
+    progress: Progress,
+    shared: Shared | None = None,
 ) -> Outcome:
     """Take all cohorts through their passes.
 
@@ -176,39 +220,61 @@ def execute(
         coefficients: for each cohort its coefficients by name, each an array over its tensors or a
             number.
         progress: what of it is done.
+        shared: the sums that other processes have a share in.
 
     Returns:
-        The outcome. If a non-finite gradient stops the step, no array has been written.
+        The outcome. If a non-finite gradient or another process stops the step, no array has been
+        written.
     """
-    return _QUIET.copy().run(_execute, runners, coefficients, progress)
+    return _QUIET.copy().run(_execute, runners, coefficients, progress, shared)
 
 
 def _execute(
-    runners: Sequence[Runner], coefficients: Sequence[dict[str, Any]], progress: Progress
+    runners: Sequence[Runner],
+    coefficients: Sequence[dict[str, Any]],
+    progress: Progress,
+    shared: Shared | None,
 ) -> Outcome:
     values = [_Values(r.cohort, c) for r, c in zip(runners, coefficients, strict=True)]
     for runner, given in zip(runners, coefficients, strict=True):
         runner.begin(given)
-    for number in range(max((len(v.schedule.passes) for v in values), default=0)):
-        _combine(values, number)
-        if number and values[0].blocked:
-            return Outcome(values[0].blocked, [v.statistics() for v in values])
+    passes = max((len(v.schedule.passes) for v in values), default=0)
+    for number in range(passes if shared is None else max(passes, 2)):
+        stopped = _combine(values, number, progress, shared)
+        if stopped is not None:
+            return stopped
         for runner, value in zip(runners, values, strict=True):
             if number < len(value.schedule.passes):
                 value.run(runner, number, progress)
     return Outcome(0, [v.statistics() for v in values])
 
 
-def _combine(values: list[_Values], number: int) -> None:
-    """Sums over all tensors that are due before pass `number`."""
-    for same in alike([v.schedule.step_sums for v in values], number):
-        terms = [values[k].known[node.args[0].index] for k, node in same]
-        total = _exact_sum([x for term in terms for x in term.tolist()])
+def _combine(
+    values: list[_Values], number: int, progress: Progress, shared: Shared | None
+) -> Outcome | None:
+    """Sums over all tensors that are due before pass `number`; the outcome if it stops there."""
+    due = alike([v.schedule.step_sums for v in values], number)
+    totals = {key: _total(values, same) for key, same in due.items()}
+    if shared is not None and number == 1:
+        over_all = shared.over_ranks(totals, progress)
+        if over_all is None:
+            return Outcome(0, [v.statistics() for v in values], missed=True)
+        totals = over_all
+    for key, same in due.items():
         for k, node in same:
-            values[k].known[node.index] = total
+            values[k].known[node.index] = totals[key]
+    blocked = int(totals.get((NONFINITE_SUM, 0), 0))
+    return Outcome(blocked, [v.statistics() for v in values]) if blocked else None
 
 
-def alike(sums: Sequence[list[list[Symbol]]], number: int) -> list[list[tuple[int, Symbol]]]:
+def _total(values: list[_Values], same: list[tuple[int, Symbol]]) -> float:
+    terms = [values[k].known[node.args[0].index] for k, node in same]
+    return _exact_sum([x for term in terms for x in term.tolist()])
+
+
+def alike(
+    sums: Sequence[list[list[Symbol]]], number: int
+) -> dict[tuple[str, int], list[tuple[int, Symbol]]]:
     """The sums over tensors that are due before pass `number`, each with its nodes.
 
     Those of one name are one sum; of those without a name the n-th of each schedule.
@@ -217,7 +283,8 @@ def alike(sums: Sequence[list[list[Symbol]]], number: int) -> list[list[tuple[in
         sums: the `step_sums` of all schedules.
 
     Returns:
-        For each sum the places of its schedules and its node in each.
+        For each sum, by its name and which of that name it is, the places of its schedules and its
+        node in each.
     """
     found: dict[tuple[str, int], list[tuple[int, Symbol]]] = {}
     for k, of_passes in enumerate(sums):
@@ -225,7 +292,7 @@ def alike(sums: Sequence[list[list[Symbol]]], number: int) -> list[list[tuple[in
         for node in of_passes[number] if number < len(of_passes) else []:
             found.setdefault((node.name, seen.count(node.name)), []).append((k, node))
             seen.append(node.name)
-    return list(found.values())
+    return found
 
 
 def _exact_sum(terms: list[float]) -> float:

@@ -239,7 +239,7 @@ def _statistics(value: _Values) -> dict[str, Any]:
 
 def _combine(values: list[_Values], number: int) -> None:
     """Sums over all tensors that are due before pass `number`."""
-    for same in alike([v.schedule.step_sums for v in values], number):
+    for same in alike([v.schedule.step_sums for v in values], number).values():
         total = reduce(add, [values[k].known[node.args[0].index] for k, node in same])
         for k, node in same:
             value = values[k]

@@ -348,7 +348,8 @@ class FusedStep(Framework):
         if spanning:
             paddles = dialects.get("paddle")
             parts.refuse(spanning, parts.mark_of(params, paddles.shard_marks))
-            parts.refuse(spanning, parts.holder_of(self, params, paddles.part_holders))
+            holder = parts.holder_of(self, params, paddles.part_holders)
+            parts.refuse(spanning, parts.held_by(holder))
 
     def _leave(
         self,

@@ -28,6 +28,7 @@ from isostep.torch.hyper import Hyperparameters, check_rate
 from isostep.torch.members import own_lists
 from isostep.torch.options import Extras, LrRatio, Patterns, checked, exclusions
 from isostep.torch.own_step import NotOurs
+from isostep.torch.ranks import ProcessRanks, ranks_of
 from isostep.torch.slots import Wanted, recast
 
 
@@ -37,6 +38,11 @@ class FusedStep(torch.optim.Optimizer):
     rule: ClassVar[str]
     arguments: ClassVar[frozenset[str]]
     keeps_step: ClassVar[bool]
+
+    # The processes that step the other parts of the model, and why there are other parts. A copy
+    # has the reason only.
+    _ranks: ProcessRanks | None = None
+    _part: str = ""
 
     @_disable_dynamo  # traced, it would lose what it sets before torch's constructor
     def __init__(
@@ -60,6 +66,7 @@ class FusedStep(torch.optim.Optimizer):
             if not isinstance(lr, torch.Tensor):
                 rules.get(self.rule).hyperparameter("lr").check(lr, f"lr of {group.patterns}")
         super().__init__(params, *args, **kwargs)
+        self._find_part()
         self._refuse_parts()
         self._patterns = patterns
         hyper = Hyperparameters(rules.get(self.rule), self._extras)
@@ -89,17 +96,29 @@ class FusedStep(torch.optim.Optimizer):
         for group in self.param_groups:
             check_rate(group)
 
+    def _find_part(self) -> None:
+        """Look who makes this optimizer, and which processes have the other parts of its model."""
+        spanning = self._extras.spanning(shards=False)
+        holder = self._holder() if spanning else None
+        self._part = parts.held_by(holder)
+        if "report" not in spanning:
+            self._ranks = ranks_of(holder, count=len(spanning))
+
+    def _params(self) -> list[torch.Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _holder(self) -> Any:
+        return parts.holder_of(self, self._params(), dialects.get("torch").part_holders)
+
     def _refuse_parts(self) -> None:
         """Refuse options that span parameters, if only a part of a model's are here."""
         sharded = self._extras.spanning(shards=True)
         if not sharded:
             return
-        params = [p for group in self.param_groups for p in group["params"]]
-        torchs = dialects.get("torch")
-        parts.refuse(sharded, parts.mark_of(params, torchs.shard_marks))
+        parts.refuse(sharded, parts.mark_of(self._params(), dialects.get("torch").shard_marks))
         spanning = self._extras.spanning(shards=False)
-        if spanning:
-            parts.refuse(spanning, parts.holder_of(self, params, torchs.part_holders))
+        if spanning and self._ranks is None:
+            parts.refuse(spanning, self._part or parts.held_by(self._holder()))
 
     def _refuse_extras(self, cause: own_step.Cause) -> None:
         used = self._extras.used()
@@ -120,8 +139,14 @@ class FusedStep(torch.optim.Optimizer):
 
         Raises:
             GradientError: under `nonfinite="raise"`, a gradient is infinite or NaN.
+            PartError: in ZeroRedundancyOptimizer, another process takes no part in the step.
             RuntimeError: a sparse gradient that the rule does not take.
         """
+        if self._ranks is not None:
+            return _together(self, self._ranks, closure)
+        return self._fused_or_own(closure)
+
+    def _fused_or_own(self, closure: Callable[[], Any] | None) -> Any:
         look = _outside_graphs if torch.compiler.is_compiling() else FusedStep._cause
         cause = look(self)
         if cause is not None:
@@ -224,7 +249,7 @@ class FusedStep(torch.optim.Optimizer):
     def _bind(self, dry: bool = False, wide: bool = False) -> Binding:
         self._refuse_parts()
         with torch.inference_mode(False):  # tensors of the state outlive it
-            return Binding(
+            binding = Binding(
                 rules.get(self.rule),
                 self._extras,
                 self.param_groups,
@@ -234,6 +259,8 @@ class FusedStep(torch.optim.Optimizer):
                 dry,
                 wide,
             )
+        binding.stepper.ranks = self._ranks
+        return binding
 
     # -- torch's own entry points that change what a step stands on ------------------------------
 
@@ -344,6 +371,7 @@ class FusedStep(torch.optim.Optimizer):
             return super().__getstate__() | {
                 "_extras": self._extras,
                 "_patterns": self._patterns,
+                "_part": self._part,
                 "_saved_counts": (self._counted.iteration, self._counted.skipped),
             }
 
@@ -407,6 +435,12 @@ class FusedStep(torch.optim.Optimizer):
     def source(self) -> str:
         """The generated source of the kernels of the last step."""
         return "" if self._binding is None else self._binding.stepper.source
+
+
+@_disable_dynamo
+def _together(optimizer: FusedStep, ranks: ProcessRanks, closure: Any) -> Any:
+    with ranks.step():
+        return optimizer._fused_or_own(closure)
 
 
 @_disable_dynamo

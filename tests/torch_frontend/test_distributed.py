@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import isostep
 
+from ..fuzzing import runs
 from ..subprocesses import result, run, start
 from .distributed_worker import WORLD, furthest, make_model, train
 from .twins import FULL, NAMES, TOLERANCE, assert_same_bits, bits, ours, theirs
@@ -31,21 +32,42 @@ print(json.dumps(main({rank}, {file!r})))
 """
 
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-def test_two_processes_follow_torch_and_one(tmp_path: Path) -> None:
-    file = str(tmp_path / "rendezvous")
-    workers = [start(WORKER.format(rank=k, file=file), OMP_NUM_THREADS="1") for k in range(WORLD)]
+RANKS_WORKER = """
+import json
+from tests.torch_frontend.ranks_worker import main
+print(json.dumps(main({rank}, {file!r}, {world}, {strikes})))
+"""
+
+
+def together(sources: list[str]) -> list[Any]:
+    """The results of processes that work together."""
+    workers = [start(source, OMP_NUM_THREADS="1") for source in sources]
     try:
-        found = [result(worker) for worker in workers]
+        return [result(worker) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()  # one that waits for another that has failed
             worker.wait()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_two_processes_follow_torch_and_one(tmp_path: Path) -> None:
+    file = str(tmp_path / "rendezvous")
+    found = together([WORKER.format(rank=k, file=file) for k in range(WORLD)])
     assert found[0] == found[1]
     assert len(found[0]["followed"]) == 2 * len(NAMES)
     for what, far in found[0]["followed"].items():
         assert max(far) <= TOLERANCE, what
     assert found[0]["extras"] <= TOLERANCE
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.fuzz
+def test_parts_of_a_model_are_clipped_and_skipped_as_a_whole(world: int, tmp_path: Path) -> None:
+    of_all = {"file": str(tmp_path / "rendezvous"), "world": world, "strikes": runs(40)}
+    found = together([RANKS_WORKER.format(rank=k, **of_all) for k in range(world)])
+    assert found == list(range(world))
 
 
 class TestStateByName:

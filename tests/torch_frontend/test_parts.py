@@ -1,8 +1,10 @@
-"""Options that span parameters, in optimizers that hold a part of a model: refused by name."""
+"""Options that span parameters, in optimizers that hold a part of a model: refused by name.
+
+`ranks_worker` has those whose other parts are known, which are added up.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,6 @@ from torch import nn
 import isostep
 from isostep import dialects
 
-from ..subprocesses import run
 from .twins import give, make_grads, make_params, ours
 
 SPANNING: list[dict[str, Any]] = [
@@ -32,6 +33,13 @@ class Sharded(torch.optim.Optimizer):
         self.inner = ours("SGD")(params[:of], lr=0.1, **options)
 
 
+class ZeroRedundancyOptimizer(Sharded):
+    """As torch's, which steps as soon as the gradients of some parameters are there."""
+
+    _overlap_with_ddp = True
+    join_process_group, join_device = None, "cpu"
+
+
 class DeepSpeedZeroOptimizer:
     """As DeepSpeed's: it is given an optimizer, and replaces what that steps."""
 
@@ -49,6 +57,28 @@ def test_an_optimizer_made_for_a_part_refuses_them_by_name(options: dict[str, An
         Sharded(params, of=2, **options)
     Sharded(params, of=len(params), **options)  # a wrapper that keeps nothing from it
     ours("SGD")(params[:2], lr=0.1, **options)  # a user's own choice of parameters
+
+
+@pytest.mark.parametrize("options", SPANNING, ids=str)
+def test_parts_that_are_not_stepped_all_at_once_refuse_them(options: dict[str, Any]) -> None:
+    params = make_params()
+    for of in (2, len(params)):  # other processes may have nothing
+        with pytest.raises(isostep.HyperparameterError, match="ZeroRedundancyOptimizer gives it"):
+            ZeroRedundancyOptimizer(params, of=of, **options)
+
+
+@pytest.mark.parametrize("options", SPANNING, ids=str)
+def test_optimizers_of_remote_parameters_refuse_them(options: dict[str, Any]) -> None:
+    class Reference:
+        def local_value(self) -> Any:
+            return nn.Parameter(torch.ones(3))
+
+    from torch.distributed.optim.optimizer import _LocalOptimizer
+
+    references: Any = [Reference(), Reference()]
+    with pytest.raises(isostep.HyperparameterError, match="_LocalOptimizer gives it"):
+        _LocalOptimizer(ours("SGD"), references, lr=0.1, **options)
+    _LocalOptimizer(ours("SGD"), references, lr=0.1)
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=str)
@@ -95,44 +125,3 @@ def test_the_marks_are_those_of_torch() -> None:
     flat._is_flat_param = True  # type: ignore[attr-defined]
     assert isinstance(flat, FlatParameter)
     assert FSDP_FLATTENED in dialects.get("torch").shard_marks
-
-
-ZERO = """
-import json, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-
-def work(rank, file, out):
-    import isostep, isostep.torch
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-    dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
-    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(4)]
-    said = []
-    for options in ({"clip": isostep.Clip(global_norm=.5)}, {"nonfinite": "skip"}, {}):
-        try:
-            ZeroRedundancyOptimizer(params, isostep.torch.SGD, lr=.1, **options)
-            said.append("")
-        except isostep.HyperparameterError as error:
-            said.append(str(error))
-    if rank == 0:
-        torch.save(said, out)
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    mp.spawn(work, sys.argv[1:3], nprocs=2)
-"""
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
-def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
-    script, out = tmp_path / "zero.py", tmp_path / "out"
-    script.write_text(ZERO)
-    run(f"""
-import json, os, subprocess, sys
-there = dict(os.environ, PYTHONPATH=os.getcwd())
-subprocess.run([sys.executable, {str(script)!r}, {str(tmp_path / "store")!r}, {str(out)!r}],
-               check=True, env=there)
-print(json.dumps(0))
-""")
-    clip, skip, free = torch.load(out)
-    assert "ZeroRedundancyOptimizer gives it a part" in clip
-    assert "nonfinite" in skip
-    assert free == ""
