@@ -17,6 +17,7 @@ import isostep
 from isostep import GradientError, ParameterError, StateError
 from isostep.engines import headers
 
+from .numpy_frontend.edits import FOLLOWED, REFUSED, SHAPE, SLOT_EDITS, start
 from .table import AnyArray, assert_same_bits, copied, state_of
 
 ENGINES = ("native", "array")
@@ -28,124 +29,11 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
         {"lr": 0.1, "ema": 0.9, "clip": isostep.Clip(norm=1.0), "master_weights": True},
     ),
 }
-SHAPE = (6, 6)
 FEW, MANY = 1, 40  # arrays beside the one that is edited
-
-
-def start(dtype: str = "float32") -> AnyArray:
-    return np.random.default_rng(0).normal(size=SHAPE).astype(dtype)
 
 
 def gradient(step: int, shape: tuple[int, ...] = SHAPE) -> AnyArray:
     return np.random.default_rng([step, 9]).normal(size=shape).astype(np.float32)
-
-
-def moved(w: AnyArray) -> None:
-    """Grow an array until it lies elsewhere, and shrink it."""
-    before, holes = w.ctypes.data, []
-    for k in range(1, 40):
-        w.resize((6 << k, 6), refcheck=False)
-        if w.ctypes.data != before or k == 18:
-            break
-        holes.append(np.zeros(1 << k))
-    w.resize(SHAPE, refcheck=False)
-
-
-def swap_strides(w: AnyArray) -> None:
-    w.strides = w.strides[::-1]
-
-
-def of_other_memory(w: AnyArray) -> None:
-    w.__setstate__(w.__reduce__()[2])  # as unpickling does
-
-
-def byteswap_twice(w: AnyArray) -> None:
-    w.byteswap(inplace=True)
-    w.byteswap(inplace=True)
-
-
-def lock_and_unlock(w: AnyArray) -> None:
-    w.flags.writeable = False
-    w.setflags(write=True)
-
-
-def set_elements(w: AnyArray) -> None:
-    w *= 0.5
-    w[0] = 3.0
-
-
-def nothing(w: AnyArray) -> None:
-    pass
-
-
-def transpose(w: AnyArray) -> None:
-    w[...] = w.T.copy()
-
-
-# Each with what it does to the elements.
-FOLLOWED: dict[str, tuple[Callable[[AnyArray], None], Callable[[AnyArray], None]]] = {
-    "moved": (moved, nothing),
-    "strides swapped": (swap_strides, transpose),
-    "other memory": (of_other_memory, nothing),
-    "byteswap twice": (byteswap_twice, nothing),
-    "locked and unlocked": (lock_and_unlock, nothing),
-    "elements": (set_elements, set_elements),
-}
-
-
-def shrunk(w: AnyArray) -> None:
-    w.resize((2, 6), refcheck=False)
-
-
-def grown(w: AnyArray) -> None:
-    w.resize((600, 6), refcheck=False)
-
-
-def reshaped(w: AnyArray) -> None:
-    w.shape = (4, 9)
-
-
-def flattened(w: AnyArray) -> None:
-    w.shape = (36,)
-
-
-def recast(w: AnyArray) -> None:
-    w.dtype = np.int32
-
-
-def narrowed(w: AnyArray) -> None:
-    w.dtype = np.float16
-
-
-def widened(w: AnyArray) -> None:
-    w.dtype = np.float64
-
-
-def swapped(w: AnyArray) -> None:
-    w.dtype = w.dtype.newbyteorder()
-
-
-def locked(w: AnyArray) -> None:
-    w.flags.writeable = False
-
-
-def broadcast(w: AnyArray) -> None:
-    w.strides = (0, w.itemsize)
-
-
-# Each with what undoes it.
-REFUSED: dict[str, tuple[Callable[[AnyArray], None], Callable[[AnyArray], Any]]] = {
-    "shrunk": (shrunk, lambda w: w.resize(SHAPE, refcheck=False)),
-    "grown": (grown, lambda w: w.resize(SHAPE, refcheck=False)),
-    "reshaped": (reshaped, lambda w: setattr(w, "shape", SHAPE)),
-    "flattened": (flattened, lambda w: setattr(w, "shape", SHAPE)),
-    "recast": (recast, lambda w: setattr(w, "dtype", np.float32)),
-    "narrowed": (narrowed, lambda w: setattr(w, "dtype", np.float32)),
-    "widened": (widened, lambda w: setattr(w, "dtype", np.float32)),
-    "swapped": (swapped, lambda w: setattr(w, "dtype", np.float32)),
-    "locked": (locked, lambda w: w.setflags(write=True)),
-    "broadcast": (broadcast, lambda w: w.__setstate__(start().__reduce__()[2])),
-}
 
 
 @pytest.fixture(params=["kernel", "python"])
@@ -226,17 +114,6 @@ def test_what_makes_an_array_another_is_refused_by_name_and_changes_nothing(
     undo(w)
     optimizer.step(grads_of(params, 1))
     assert (w != start()).any()
-
-
-SLOT_EDITS: dict[str, Callable[[AnyArray], None]] = {
-    "shrunk": lambda a: a.resize(5, refcheck=False),
-    "grown": lambda a: a.resize(5000, refcheck=False),
-    "reshaped": lambda a: setattr(a, "shape", (6, 6)),
-    "recast": lambda a: setattr(a, "dtype", np.int32),
-    "narrowed": lambda a: setattr(a, "dtype", np.float16),
-    "locked": lambda a: a.setflags(write=False),
-    "backwards": lambda a: setattr(a, "strides", (0,)),
-}
 
 
 @pytest.mark.usefixtures("looks")

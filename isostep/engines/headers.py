@@ -136,12 +136,12 @@ class Watch:
         if usable():
             self._compare, _, self._verdict = _recorded(arrays)
         else:
-            self._before = list(map(_header, arrays))
+            self._before = list(map(header, arrays))
 
     def same(self) -> bool:
         """Whether all arrays are as they were when this was made."""
         if self._compare is None:
-            return list(map(_header, self._arrays)) == self._before
+            return list(map(header, self._arrays)) == self._before
         self._compare.call()
         return self._verdict[0] == 1
 
@@ -224,7 +224,8 @@ def _addresses(*tables: Table) -> list[int]:
     return [int(t.ctypes.data) for t in tables]
 
 
-def _header(array: Any) -> tuple[Any, ...]:
+def header(array: Any) -> tuple[Any, ...]:
+    """What of an array says which memory it sees, and how."""
     return (
         type(array),
         array.ctypes.data,
@@ -253,7 +254,7 @@ def usable() -> bool:
     rows = _recorded(arrays)[1].tolist()
     at = 0
     for array in arrays:
-        kind, data, owner, dtype, flags, shape, strides = _header(array)
+        kind, data, owner, dtype, flags, shape, strides = header(array)
         fields = rows[at : at + 3] + rows[at + 5 : at + 8 + 2 * array.ndim]
         axes = [word for pair in zip(shape, strides, strict=True) for word in pair]
         if fields != [id(kind), data, array.ndim, owner, dtype, flags, *axes]:

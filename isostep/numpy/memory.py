@@ -1,8 +1,9 @@
 """The memory that steps write: whether it is what it was, and what to do where it is not.
 
 NumPy lets users resize an array, recast it, swap its strides or make it read-only, in place, while
-an optimizer has it. Kernels write by raw address, so each step looks first. An array that can still
-be stepped is followed to where it is; any other is refused by name, and nothing is changed.
+an optimizer has it, and put another array under its name. Kernels write by raw address, so each
+step looks first. An array that can still be stepped is followed to where it is; any other is
+refused by name, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from isostep.engines.headers import Table, Watch
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.errors import ParameterError, StateError
-from isostep.numpy.params import overlaps, owners
+from isostep.numpy.containers import Containers
+from isostep.numpy.params import behaves, overlaps, owners
 from isostep.stepper import Stepper
 
 _DONE = "(nothing was changed)"
@@ -45,10 +47,11 @@ class Memory:
 
     Args:
         stepper: whose they are.
+        containers: what the parameters stand in.
     """
 
-    def __init__(self, stepper: Stepper) -> None:
-        self._stepper = stepper
+    def __init__(self, stepper: Stepper, containers: Containers) -> None:
+        self._stepper, self._containers = stepper, containers
         # A step writes to these, and they are the user's to edit: `slots` gives views of them.
         self._kept = [
             (place, name, array)
@@ -57,24 +60,37 @@ class Memory:
         ]
         self._forms = [_form(array) for _, _, array in self._kept]
         self._faults = Faults()
-        self._look()
+        self._look(containers.entries())
 
-    def _look(self) -> None:
-        """Take everything as it is now as known."""
+    def _look(self, entries: dict[str, Any]) -> None:
+        """Take everything as it is now as known.
+
+        Args:
+            entries: what stands under each name.
+        """
         arrays = [leaf.array for leaf in self._stepper.leaves] + [a for _, _, a in self._kept]
         self.bounds = _bounds(arrays)
         """Where what a step writes to begins, in order, and how far all up to there reaches."""
+        # What stands in a parameter's place and cannot be stepped may be made so that it can.
+        arrays += [entry for entry in entries.values() if isinstance(entry, np.ndarray)]
         known = {id(a): a for array in arrays for a in (array, *owners(array))}
         self._watch = Watch(list(known.values()))
+        self._containers.record(entries)  # at last: what an exception has stopped is done again
 
     def follow(self) -> None:
-        """Have the stepper step the arrays where they are now, as far as they can be stepped."""
-        if self._watch.same():
+        """Have the stepper step the arrays that stand under the names of the parameters, where they
+        are now, as far as they can be stepped."""
+        if self._containers.same() and self._watch.same():
             return
-        self._faults = self._found()
+        entries, leaves = self._containers.entries(), self._stepper.leaves
+        replaced = _unfit(leaves, entries)
+        for place, leaf in enumerate(leaves):
+            if place not in replaced:
+                leaf.array = entries[leaf.name]
+        self._faults = self._found(replaced)
         lost = self._faults.params
-        self._stepper.rebind(k for k in range(len(self._stepper.leaves)) if k not in lost)
-        self._look()
+        self._stepper.rebind(k for k in range(len(leaves)) if k not in lost)
+        self._look(entries)
 
     def check_step(self, dtypes: Sequence[str | None]) -> None:
         """Refuse a step of what cannot be stepped.
@@ -125,10 +141,15 @@ class Memory:
         """The places of parameters that cannot be written to."""
         return {*self._faults.params, *self._faults.read_only}
 
-    def _found(self) -> Faults:
+    def _found(self, replaced: dict[int, str]) -> Faults:
+        """Look at everything.
+
+        Args:
+            replaced: why what stands in place of a parameter cannot be stepped.
+        """
         faults, leaves = Faults(), self._stepper.leaves
         for place, leaf in enumerate(leaves):
-            why = _lost(leaf)
+            why = replaced.get(place) or _lost(leaf)
             if why:
                 faults.params[place] = f"parameter {leaf.name!r} {why} {_DONE}"
             elif not leaf.array.flags.writeable:
@@ -178,6 +199,35 @@ def _form(array: AnyArray) -> tuple[Any, ...]:
 
 def _told(array: AnyArray) -> str:
     return f"{'' if array.flags.writeable else 'read-only '}{array.dtype.name} {array.shape}"
+
+
+def _unfit(leaves: Sequence[Leaf], entries: dict[str, Any]) -> dict[int, str]:
+    """Why what stands under the name of a parameter is not one, in words, by its place."""
+    found: dict[int, str] = {}
+    for place, leaf in enumerate(leaves):
+        if leaf.name not in entries:
+            found[place] = (
+                "was removed from the params that the optimizer was made of: put it back, give "
+                "None for its gradient, or make a new optimizer"
+            )
+            continue
+        entry = entries[leaf.name]
+        if entry is leaf.array:
+            continue  # or was made another in place, which is told of in other words
+        now = _described(entry)
+        if now != f"{leaf.dtype} {leaf.shape}":
+            found[place] = (
+                f"was an array of {leaf.dtype} {leaf.shape}, and was replaced by {now} in the "
+                f"params: put an array of that dtype and shape there, or make a new optimizer"
+            )
+    return found
+
+
+def _described(entry: Any) -> str:
+    """What something is that stands in the place of a parameter."""
+    if not isinstance(entry, np.ndarray) or behaves(entry):
+        return f"a {type(entry).__name__}"
+    return f"{entry.dtype} {entry.shape}"
 
 
 def _lost(leaf: Leaf) -> str:

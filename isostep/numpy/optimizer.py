@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from isostep.errors import (
 from isostep.groups import Group, as_groups, assign
 from isostep.lock import Lock, locked
 from isostep.names import flatten
+from isostep.numpy.containers import Containers
 from isostep.numpy.gradients import Gradients
 from isostep.numpy.memory import Memory
 from isostep.numpy.params import checked_params
@@ -36,6 +36,7 @@ from isostep.rules.base import Rule, is_on
 from isostep.stepper import DTYPES, Engine, HyperGroup, Options, Stepper
 
 STATE_FORMAT = 1
+_LATE = ": it was put into the params after the optimizer was made, so make a new one"
 DEFAULT_GROUP = "(default)"
 
 
@@ -47,6 +48,9 @@ class Optimizer:
             the framework's class (`"Momentum"` of Paddle).
         params: arrays in (nested) dicts and lists; their names are the dotted paths. float64,
             float32, float16 or bfloat16 (ml_dtypes), of any shape and strides, in any mixture.
+            A step updates the arrays that stand in them when it is called: one that was replaced
+            (`params["w"] = other`, of the same shape and dtype) goes on with the state that is kept
+            under its name. New entries are not stepped.
         dialect: whose defaults, formulas and argument names: `"torch"`, `"keras"`, `"tf_keras"`,
             `"paddle"` or `"optax"`.
         groups: ordered `Group(pattern, **hyperparameters)` or dicts with `match`; the first
@@ -98,7 +102,8 @@ class Optimizer:
         self._hyperparameters = {*self._spelling.arguments, *self.rule.defaults} - {"lr"}
         if decay is not None and not isinstance(decay, str) and "decay" in self._spelling.arguments:
             hyperparameters["decay"], decay = decay, None  # optax.rmsprop has one of this name
-        arrays = checked_params(flatten(params))
+        self._containers = Containers(params)
+        arrays = checked_params(self._containers.entries())
         _one_of("decay", decay, ("coupled", "decoupled", None))
         _one_of("nonfinite", nonfinite, NONFINITE)
         _one_of("engine", engine, ("native", "array"))
@@ -146,7 +151,8 @@ class Optimizer:
         """Make what is found from the stepper's parameters."""
         self._names = [leaf.name for leaf in self._stepper.leaves]
         self._places = {name: place for place, name in enumerate(self._names)}
-        self._memory = Memory(self._stepper)
+        self._listed = self._names == list(map(str, range(len(self._names))))
+        self._memory = Memory(self._stepper, self._containers)
         self._gradients = Gradients(self._stepper.leaves, self._memory)
 
     # -- copies ----------------------------------------------------------------------------------
@@ -166,8 +172,10 @@ class Optimizer:
         twin._stepper = new = Stepper(
             old.rule, old.dialect, old.spelling, groups, old.options, cast(Engine, old.engine)
         )
+        twin._containers = Containers(self._containers.copied(memo))
+        arrays = twin._containers.entries()
         for leaf, steps in zip(old.leaves, old.steps, strict=True):
-            new.add(leaf.name, copy.deepcopy(leaf.array, memo), leaf.group, int(steps))
+            new.add(leaf.name, arrays[leaf.name], leaf.group, int(steps))
         new.iteration, new.skipped = old.iteration, old.skipped
         twin._look_up()
         for name in self._names:
@@ -202,8 +210,9 @@ class Optimizer:
                 or not finite under `nonfinite="raise"`. Nothing has been changed.
             ParameterError, StateError: a parameter with a gradient, or one of its slots, was
                 resized, recast, reshaped, made read-only or made to share memory since the
-                optimizer was made. Nothing has been changed; other strides, and a place elsewhere,
-                are followed.
+                optimizer was made, or its entry in the params was removed or replaced by something
+                of another shape or dtype. Nothing has been changed; other strides, a place
+                elsewhere and other arrays of the same form are followed.
         """
         try:
             usable = 0 < loss_scale < math.inf
@@ -231,14 +240,18 @@ class Optimizer:
         """The gradients in the order of the parameters."""
         if type(grads) is dict and list(cast(dict[Any, Any], grads)) == self._names:
             return list(cast(dict[str, Any], grads).values())
+        if self._listed and type(grads) is list and len(cast(list[Any], grads)) == len(self._names):
+            return list(cast(list[Any], grads))
         flat = isinstance(grads, dict) and self._places.keys() == cast(dict[Any, Any], grads).keys()
         named: dict[str, Any] = cast(dict[str, Any], grads) if flat else flatten(grads, "grads")
         if named.keys() != self._places.keys():
             missing = [n for n in self._names if n not in named]
             extra = [n for n in named if n not in self._places]
             if extra:
+                late = extra[0] in self._containers.entries()
+                hint = _LATE if late else nearest(extra[0], missing or self._names)
                 raise GradientError(
-                    f"no parameter is named {extra[0]!r}{nearest(extra[0], missing or self._names)}"
+                    f"no parameter is named {extra[0]!r}{hint}"
                     f" ({len(extra)} gradient(s) without a parameter; nothing was changed)"
                 )
             raise GradientError(
