@@ -155,6 +155,7 @@ ADAFACTOR = {
     "min_dim_to_factor": 1,
     "largest_axes": False,
     "clamp_eps": False,
+    "nan_rms_is_small": False,
 }
 
 
@@ -222,7 +223,7 @@ FORMS: list[Config] = [
     form("adamw", "AdamW", ADAM),
     form("adamw-optax-nesterov", "AdamW", ADAM, "optax", nesterov=True),
     form("adafactor", "Adafactor", ADAFACTOR),
-    form("adafactor-torch", "Adafactor", ADAFACTOR, clamp_eps=True, eps1=0.3),
+    form("adafactor-torch", "Adafactor", ADAFACTOR, clamp_eps=True, nan_rms_is_small=True, eps1=0.3),
     form("adafactor-keras", "Adafactor", ADAFACTOR, "keras"),
     form(
         "adafactor-optax",

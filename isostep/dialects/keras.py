@@ -151,6 +151,7 @@ ADAFACTOR = Spelling(
     without_effect=("relative_step",),
     fixed={
         "clamp_eps": False,
+        "nan_rms_is_small": False,
         "parameter_scale": True,
         "factored": True,
         "largest_axes": False,

@@ -138,6 +138,7 @@ ADAFACTOR = Spelling(
     none_is_machine_epsilon=("eps1",),
     fixed={
         "clamp_eps": True,
+        "nan_rms_is_small": True,
         "relative_step": True,
         "parameter_scale": True,
         "factored": True,
@@ -155,6 +156,8 @@ ADAFACTOR = Spelling(
         "instead of being added to g^2",
         "torch-adafactor-eps1-none: eps1=None is the machine epsilon of the parameter's dtype; "
         "torch keeps that of the first dtype in a group for the whole group",
+        "torch-adafactor-nan-rms: an RMS that is NaN is smaller than any bound, so that a vector "
+        "with one infinite gradient steps all its other elements",
     ),
 )
 

@@ -38,6 +38,7 @@ SPELLING = Spelling(
     none_means={"weight_decay": 0.0},
     fixed={
         "clamp_eps": False,
+        "nan_rms_is_small": False,
         "parameter_scale": True,
         "factored": True,
         "largest_axes": False,

@@ -13,6 +13,7 @@ $$ \theta_t = \theta_{t-1}
 where $\rho_t = \min(\gamma, 1/\sqrt t)$ if `relative_step`, else $\gamma$. Tensors that are not
 factored keep $v_t = \beta_t v_{t-1} + (1-\beta_t) G_t$. With `clamp_eps` (PyTorch) $\epsilon_1$
 bounds $\operatorname{mean} r_t$ and $\sqrt{v_t}$ from below instead of being added to $g_t^2$. With
+`nan_rms_is_small` (PyTorch) an RMS that is NaN leaves $d$ and $\epsilon_2$ as they are. With
 `decay_offset` (optax) $\beta_t$ counts steps from there, and there is none before.
 
 Source: Shazeer and Stern, arXiv:1804.04235, algorithms 4-6; two axes are factored, the last two,
@@ -46,6 +47,7 @@ from isostep.rules.base import (
 def switches(h: SimpleNamespace) -> dict[str, Any]:
     return {
         "clamp_eps": h.clamp_eps,
+        "nan_rms_is_small": h.nan_rms_is_small,
         "update_clip": h.clip_threshold is not None,
         "parameter_scale": h.parameter_scale,
         "momentum": is_on(h.momentum),
@@ -101,15 +103,21 @@ def update(
 
     scale = c.step_size
     if o.parameter_scale:
-        scale = scale * xp.maximum(c.scale_floor, xp.sqrt(xp.mean(xp.inner(p, p), per="tensor")))
+        rms = xp.sqrt(xp.mean(xp.inner(p, p), per="tensor"))
+        scale = scale * _at_least(xp, c.scale_floor, rms, o)
     if o.update_clip:
         rms = xp.sqrt(xp.mean(xp.inner(u, u), per="tensor"))
-        scale = scale / xp.maximum(1.0, rms * c.inverse_threshold)
+        scale = scale / _at_least(xp, 1.0, rms * c.inverse_threshold, o)
     step = scale * u
     if o.momentum:
         step = toward(xp, slots["exp_avg"], step, c.one_minus_momentum)
         new["exp_avg"] = step
     return -step, new
+
+
+def _at_least(xp: Any, bound: Any, rms: Any, o: SimpleNamespace) -> Any:
+    """The RMS, or the bound where that is larger."""
+    return xp.where(rms > bound, rms, bound) if o.nan_rms_is_small else xp.maximum(bound, rms)
 
 
 def guards(o: SimpleNamespace) -> Guards:
@@ -145,6 +153,7 @@ ADAFACTOR = Rule(
         Hyperparameter("min_dim_to_factor", 1, "shortest axis that is factored"),
         Hyperparameter("largest_axes", False, "factor the two longest axes, not the last two"),
         Hyperparameter("clamp_eps", False, "eps1 bounds from below instead of being added"),
+        Hyperparameter("nan_rms_is_small", False, "an RMS that is NaN bounds nothing"),
     ),
     slots=(
         Slot("row", "moving mean of squares per row", per="row", when=lambda o: o.factored),

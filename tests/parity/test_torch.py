@@ -107,6 +107,25 @@ def test_eps1_none_is_taken_from_the_first_dtype_of_a_group(theirs: Reference):
     assert abs(stepped(None) - found) > 1e-3  # isostep: each parameter its own dtype's
 
 
+@QUIRKS.shown("torch-adafactor-nan-rms")
+@pytest.mark.parametrize("where", ["param", "grad"])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_an_rms_that_is_nan_bounds_nothing_in_adafactor(where: str, foreach: bool):
+    import torch
+
+    import isostep.torch
+
+    ends: list[torch.Tensor] = []
+    for made in (torch.optim.Adafactor, isostep.torch.Adafactor):
+        p = torch.nn.Parameter(torch.arange(1.0, 6.0, dtype=torch.float64))
+        p.grad = p.detach().flip(0)
+        (p.data if where == "param" else p.grad)[1] = float("inf" if where == "grad" else "nan")
+        made([p], lr=0.1, foreach=foreach).step()
+        ends.append(p.detach())
+    assert ends[0].isnan().tolist() == [False, True, False, False, False]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-14, atol=0, equal_nan=True)
+
+
 @QUIRKS.shown("torch-step-in-float32")
 def test_the_step_count_stops_at_two_to_the_24(theirs: Reference):
     assert theirs["probe", "step-counter"] == 2**24

@@ -530,7 +530,8 @@ def load_into_a_new_one(w: World, i: int, k: int) -> None:
 @edit
 def load_an_edited_state(w: World, i: int, k: int) -> None:
     saved = copy.deepcopy(w.optimizer.state_dict())
-    entries = list(saved["state"].values())
+    places = [k for k, entry in saved["state"].items() if isinstance(k, int) and entry]
+    entries = [saved["state"][k] for k in sorted(places)]  # in one order in both worlds
     if k % 5 == 0:
         for group in saved["param_groups"]:
             group["lr"] = 0.0625

@@ -147,7 +147,7 @@ class Snapshot:
         self.groups = [_group(group) for group in world.groups]
         self.params = [(p, p.detach().clone()) for p in world.params if readable(p)]
         self.grads = [(p, p.grad, _copy(p.grad)) for p in world.params]
-        self.state = {p: dict(held) for p, held in state.items() if held}
+        self.state = {p: dict(held) for p, held in state.items()}
         self.slots = [
             (p, key, value, _copy(value))
             for p, held in state.items()
@@ -166,11 +166,12 @@ class Snapshot:
         if [_group(group) for group in world.groups] != self.groups:
             return "groups"
         now = {p: held for p, held in state.items() if held}
-        if now.keys() != self.state.keys():
-            return f"the state of {len(now.keys() ^ self.state.keys())} parameters"
+        was = {p: held for p, held in self.state.items() if held}
+        if now.keys() != was.keys():
+            return f"the state of {len(now.keys() ^ was.keys())} parameters"
         for p, held in now.items():
-            if held.keys() != self.state[p].keys():
-                return f"the names in a state: {sorted(held.keys() ^ self.state[p].keys())}"
+            if held.keys() != was[p].keys():
+                return f"the names in a state: {sorted(held.keys() ^ was[p].keys())}"
         for p, key, value, before in self.slots:
             if not same_bits(now[p][key], before):
                 return f"{key} of a state"
