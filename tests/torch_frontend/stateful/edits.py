@@ -19,6 +19,9 @@ from .world import DTYPES, SECOND, SHAPES, Nothing, World
 
 Edit = Callable[[World, int, int], None]
 EDITS: dict[str, Edit] = {}
+STRIDE = 250
+"""Instructions of a step between two places where it may be struck first; a first step has some
+5,000."""
 
 
 def edit(function: Edit) -> Edit:
@@ -235,8 +238,11 @@ def dtype_of(w: World, i: int) -> torch.dtype:
 @edit
 def add_a_group(w: World, i: int, k: int) -> None:
     new = [w.new_param(k + n, dtype_of(w, i), (i + n) % 7) for n in range(1 + k % 3)]
+    group = {"params": w.with_names(new, len(w.params)), "lr": one_of(i, 0.125, 0.25)}
     w.params += new
-    w.optimizer.add_param_group({"params": new, "lr": one_of(i, 0.125, 0.25)})
+    if k % 4 == 0:
+        group["lr_ratio"] = 0.5
+    w.add_group(group)
 
 
 @edit
@@ -345,6 +351,7 @@ def hyperparameter(w: World, i: int, k: int) -> None:
         ("weight_decay", 0.25),
         ("maximize", True),
         ("maximize", False),
+        ("lr_ratio", 0.5),
         ("of_the_users_own", "anything"),
         *{
             "SGD": [("momentum", 0.5), ("momentum", 0.0), ("nesterov", True), ("dampening", 0.0)],
@@ -557,6 +564,12 @@ def copy_all(w: World, i: int, k: int) -> None:
 @edit
 def pickle_all(w: World, i: int, k: int) -> None:
     w.params, w.optimizer = pickle.loads(pickle.dumps((w.params, w.optimizer)))
+
+
+@edit
+def a_step_is_struck(w: World, i: int, k: int) -> None:
+    """By Ctrl-C or by an exception out of nowhere, anywhere in it."""
+    w.struck(1 + i * STRIDE + k * STRIDE // 24)
 
 
 @edit

@@ -127,6 +127,12 @@ def imaginary_part(w: World, p: Any) -> Any:
 
 
 @kind
+def conjugated(w: World, p: Any) -> Any:
+    """A view with the conjugate bit, where there is one."""
+    return values(w, p).conj()
+
+
+@kind
 def zero_tensor(w: World, p: Any) -> Any:
     return torch._efficientzerotensor(p.shape, dtype=p.dtype)
 

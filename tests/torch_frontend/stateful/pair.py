@@ -26,17 +26,21 @@ import isostep
 import isostep.torch
 
 from ...fuzzing import Line
+from ...interruptions import by_exception, by_signal, instructions
 from .edits import EDITS
 from .gradients import KINDS, PAST_CHECKS, give
 from .reference import Reference
-from .world import DTYPES, Nothing, Snapshot, Stop, World, dense, readable, same_bits
+from .world import DTYPES, Interrupted, Nothing, Snapshot, Stop, World, dense, readable, same_bits
 
 EPS = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
+    torch.complex64: 2.0**-24,
+    torch.complex128: 2.0**-53,
 }
+WIDE = (torch.float64, torch.complex128)
 SMALLEST = {dtype: torch.finfo(dtype).tiny for dtype in EPS}
 
 CLASSES: dict[str, dict[str, Any]] = {
@@ -48,6 +52,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 0.25, "betas": (0.75, 0.875), "eps": 0.125, "weight_decay": 0.125},
     "Adafactor": {"lr": 0.25, "beta2_decay": -0.75, "eps": (0.125, 0.25), "d": 1.5},
 }
+MOMENTUM = 0.75
+"""Of the average of the parameters."""
 CENTERED = {"lr": 0.25, "alpha": 0.75, "eps": 0.25, "momentum": 0.5, "centered": True}
 
 
@@ -79,6 +85,34 @@ def _skip(optimizer: Any) -> bool:
     return all(bool(dense(p.grad).isfinite().all()) for p in _grads(optimizer))
 
 
+def _halved(name: str) -> float:
+    return 0.5 if name[-1] in "02468" else 1.0
+
+
+def _excluded(name: str) -> bool:
+    return name[-1] in "0369"
+
+
+def _by_hand(named: list[tuple[str, Any]], own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The groups that a torch user makes for what patterns of names say."""
+    found: dict[tuple[bool, float], list[Any]] = {}
+    for name, p in named:
+        found.setdefault((_excluded(name), _halved(name)), []).append((name, p))
+    return [
+        {
+            "params": pairs,
+            **own,
+            **({"weight_decay": 0.0} if excluded else {}),
+            "lr_ratio": ratio * own.get("lr_ratio", 1.0),
+        }
+        for (excluded, ratio), pairs in found.items()
+    ]
+
+
+def _split_by_hand(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return _by_hand(group["params"], {k: v for k, v in group.items() if k != "params"})
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of isostep.
@@ -86,10 +120,12 @@ class Option:
     Args:
         arguments: of isostep's class.
         before: what a torch user does to the gradients before the step; False if there is none.
+        patterns: whether it goes by the names of parameters, as `_by_hand` does.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     before: Callable[[Any], bool] = lambda optimizer: True
+    patterns: bool = False
 
 
 OPTIONS = (
@@ -100,6 +136,8 @@ OPTIONS = (
     Option({"clip": isostep.Clip(global_norm=0.5)}, _clip_global_norm),
     Option({"nonfinite": "skip"}, _skip),
     Option({"report": True}),
+    Option({"ema": MOMENTUM}),
+    Option({"exclude_from_weight_decay": ["re:[0369]$"], "lr_ratio": _halved}, patterns=True),
 )
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -185,7 +223,8 @@ NUMBERS = max(len(KINDS), 2 * len(HOW))
 REFUSALS = {
     r"lr=nan is out of range": "torch steps to NaN",
     r"is not a number|is out of range": "torch looks at no range",
-    r"not possible .*torch.optim's own step": "an option of isostep beside what only torch steps",
+    r": not possible ": "an option of isostep beside what only torch steps",
+    r"^Interrupted": "an exception out of nowhere, before anything was written",
     r"does not support sparse|not compatible with sparse": "as torch does, whose "
     "gradients are made dense here where an option is imitated",
     r"share memory and one is not contiguous": "documented: make them one parameter",
@@ -211,8 +250,19 @@ class Pair:
         loop = {} if self.name == "Adafactor" else {"foreach": False}
         theirs, ours = getattr(torch.optim, self.name), getattr(isostep.torch, self.name)
         self._given, self._loads = "", False
-        self.theirs = World(lambda p: theirs(p, **arguments, **loop), seed)
-        self.ours = World(lambda p: ours(p, **arguments, **self.option.arguments, **loop), seed)
+        patterns = self.option.patterns
+        self.theirs = World(
+            lambda p: theirs(_by_hand(p, {}) if patterns else p, **arguments, **loop),
+            seed,
+            patterns,
+            _split_by_hand if patterns else None,
+        )
+        self.ours = World(
+            lambda p: ours(p, **arguments, **self.option.arguments, **loop),
+            seed,
+            patterns,
+            strike=_strike,
+        )
         for w in self.worlds:
             w.begin(
                 [w.new_param(seed + n, DTYPES[dtype], (seed + n) % 7) for n in range(1 + count)]
@@ -246,10 +296,15 @@ class Pair:
         theirs, ours = self.worlds
         self._torch_can(act)
         before, was = ours.snapshot(), theirs.snapshot()
+        ratios, iteration = [group.get("lr_ratio") for group in theirs.groups], self._iteration()
         ran = _Steps(theirs, self.option)
         with ran:
             a = _outcome(act, theirs)
+        if self._loads and a is None:
+            self._loaded(ratios)
         b = _outcome(act, ours)
+        if isinstance(b, Interrupted) and before.changed(ours):
+            b = None  # the step is whole
         if isinstance(a, Stop | Nothing) or isinstance(b, Stop | Nothing):
             assert type(a) is type(b), (a, b)
         elif b is not None and a is None:
@@ -264,7 +319,42 @@ class Pair:
                 was.back(theirs)
         if a is None and b is None:
             self._compare(ran)
+            if ran.count == 1:
+                self._check_averages(before, iteration)
         self._follow()
+
+    def _loaded(self, ratios: list[Any]) -> None:
+        """What isostep's loading keeps of what was asked for, in torch's groups."""
+        for group, ratio in zip(self.theirs.groups, ratios, strict=True):
+            if ratio is not None:
+                group.setdefault("lr_ratio", ratio)
+            names = group.get("param_names")
+            if self.option.patterns and names and all(map(_excluded, names)):
+                group["weight_decay"] = 0.0
+
+    def _iteration(self) -> int:
+        """The steps that isostep's averages have had."""
+        if "ema" not in self.option.arguments or not self.ours.groups:
+            return 0
+        return self.ours.optimizer.state_dict()["param_groups"][0]["isostep_iteration"]
+
+    def _check_averages(self, before: Snapshot, iteration: int) -> None:
+        """That averages followed the parameters, from where these or they were before the step."""
+        old = {p: value for p, key, _, value in before.slots if key == "average"}
+        start = dict(before.params) | old
+        for p in self.ours.stepped:
+            average = self.ours.optimizer.state.get(p, {}).get("average")
+            tied = sum(readable(q) and q.data_ptr() == p.data_ptr() for q in self.ours.stepped)
+            if average is None or tied > 1 or not average.numel():
+                continue
+            new, was = dense(p).to(_wide(p)), dense(start[p]).to(_wide(p))
+            right = new if iteration == 0 else MOMENTUM * was + (1 - MOMENTUM) * new
+            got = dense(average).to(_wide(p))
+            sizes = new.abs() + was.abs()
+            coarse = max(EPS[p.dtype], EPS[average.dtype], EPS[torch.float32])
+            bound = 4 * (coarse * sizes + SMALLEST[p.dtype])
+            far = ~((got - right).abs() <= bound) & sizes.isfinite()
+            assert not bool(far.any()), ("average", got[far][:3], right[far][:3])
 
     def _torch_can(self, act: Any) -> None:
         for p in self.theirs.stepped:
@@ -281,7 +371,9 @@ class Pair:
         for k, (p, q) in enumerate(zip(theirs.params, ours.params, strict=True)):
             held, mine = theirs.optimizer.state.get(p, {}), ours.optimizer.state.get(q, {})
             held = {key: value for key, value in held.items() if value is not None}
-            assert held.keys() == mine.keys(), (k, held.keys(), mine.keys())
+            names = mine.keys() - {"average"}  # which torch's own class does not know
+            assert held.keys() - {"average"} == names, (k, held.keys(), mine.keys())
+            held = {key: held[key] for key in names}
             right, eps = ran.right(p), _coarsest([q, *mine.values()])
             tied = sum(readable(r) and r.data_ptr() == q.data_ptr() for r in ours.stepped)
             self._same(f"parameter {k}", p, q, right.get("param"), ran, eps, max(1, tied))
@@ -322,7 +414,7 @@ class Pair:
         scale = max(1.0, float(finite.max())) if finite.numel() else 1.0
         largest = x.abs() if tied == 1 else scale  # between two of them it may be anything
         stored = tied * (EPS[b.dtype] * largest + SMALLEST[b.dtype])
-        wide = b.dtype == torch.float64 and not self._norm_in_float32()
+        wide = b.dtype in WIDE and not self._norm_in_float32()
         arithmetic = TOLERANCE * EPS[torch.float64 if wide else torch.float32]
         if self.name == "Adafactor":  # its factors are read back as they are stored
             arithmetic = max(arithmetic, 4 * eps)
@@ -335,7 +427,7 @@ class Pair:
     def _norm_in_float32(self) -> bool:
         """Whether one factor scales all gradients whose norm has no more digits than float32."""
         over_all = "clip" in self.option.arguments and self.option.before is _clip_global_norm
-        return over_all and any(p.dtype != torch.float64 for p in self.ours.stepped)
+        return over_all and any(p.dtype not in WIDE for p in self.ours.stepped)
 
     def _follow(self) -> None:
         """torch's world takes isostep's values over, and what its states are made of."""
@@ -372,6 +464,7 @@ class _Steps:
         self._world, self._option = world, option
         self.count = 0
         self._kept: list[Any] = []
+        self._rates: list[tuple[dict[str, Any], Any]] = []
         self._reference: Reference | None = None
 
     def __enter__(self) -> None:
@@ -382,6 +475,10 @@ class _Steps:
         if optimizer is not self._world.optimizer:  # the reference
             return
         self.count += 1
+        self._rates = [(group, group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        for group, rate in self._rates:
+            if group.get("lr_ratio", 1.0) != 1.0:
+                group["lr"] = rate * group["lr_ratio"]
         with torch.no_grad():
             try:
                 self._reference = Reference(optimizer, type(optimizer), self._option.before)
@@ -402,6 +499,9 @@ class _Steps:
         return {"param": self._reference.params[p], **self._reference.slots(p)}
 
     def _behind(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for group, rate in self._rates:
+            group["lr"] = rate
+        self._rates = []
         for p, grad in self._kept:
             if p.grad is not grad:  # one that has gone past torch's checks cannot be given again
                 p.grad = grad
@@ -425,6 +525,22 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def _strike(step: Callable[[], Any], place: int) -> None:
+    """Have an exception or Ctrl-C strike at an instruction of a step, if it has so many."""
+    struck: list[bool] = []
+
+    def strike() -> None:
+        struck.append(True)
+        (by_signal if place % 2 else by_exception)()
+
+    try:
+        instructions(step, place, strike)
+    except BaseException as error:  # libraries turn it into errors of their own
+        if not struck:
+            raise
+        raise Interrupted from error
 
 
 def _outcome(act: Callable[[World], None], world: World) -> BaseException | None:

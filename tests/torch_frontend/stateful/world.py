@@ -12,7 +12,14 @@ from torch import Tensor, nn
 SECOND = ("sq", "sum", "avg", "acc", "var")
 """Parts of the names of slots that hold squares, and so no number below zero."""
 SHAPES = ((5,), (4, 4), (3, 5), (), (2, 3, 4), (1,), (6, 2, 3, 3), (0,))
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.complex128,
+)
 
 
 class Special(nn.Parameter):
@@ -25,10 +32,22 @@ class World:
     Args:
         make: makes an optimizer of parameters or groups.
         seed: of the values.
+        named: whether parameters have names.
+        split: the groups that are added for one; None: that one.
+        strike: has an exception strike at a place of a call, as `interruptions.instructions` does;
+            None: there is none.
     """
 
-    def __init__(self, make: Callable[[Any], Any], seed: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[Any], Any],
+        seed: int,
+        named: bool = False,
+        split: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+        strike: Callable[[Callable[[], Any], int], None] | None = None,
+    ) -> None:
         self._make, self._seed = make, seed
+        self._named, self._split, self._strike = named, split, strike
         self._drawn = 0
         self.params: list[Any] = []
         self.saved: list[Any] = []
@@ -39,12 +58,40 @@ class World:
     def begin(self, params: list[Any]) -> None:
         """Make the optimizer."""
         self.params = list(params)
-        self.optimizer = self._make(params)
+        self.optimizer = self._make(self.with_names(params, 0))
+
+    def with_names(self, params: list[Any], first: int) -> list[Any]:
+        """The parameters as an optimizer gets them, numbered from `first`."""
+        if not self._named:
+            return params
+        return [(f"p{first + n}", p) for n, p in enumerate(params)]
+
+    def add_group(self, group: dict[str, Any]) -> None:
+        """Add a group to the optimizer."""
+        for part in self._split(group) if self._split else [group]:
+            self.optimizer.add_param_group(part)
 
     def anew(self) -> Any:
         """An optimizer for the same groups, without a state."""
-        groups = [{**group, "params": list(group["params"])} for group in self.groups]
-        return self._make(groups)
+        if not self._named:
+            return self._make([{**g, "params": list(g["params"])} for g in self.groups])
+        # Patterns go by the names of all parameters, and one must match.
+        names = [name for group in self.groups for name in group.get("param_names", ())]
+        found = self.stepped
+        if len(names) != len(found) or "p0" not in names:
+            raise Nothing("not every parameter has its name")
+        return self._make(list(zip(names, found, strict=True)))
+
+    def struck(self, place: int) -> None:
+        """A step in the middle of which an exception strikes, where this world has that.
+
+        Raises:
+            Interrupted: it did, before the step had written or after it had ended.
+        """
+        if self._strike is None:
+            self.optimizer.step()
+        else:
+            self._strike(self.optimizer.step, place)
 
     # -- what there is ---------------------------------------------------------------------------
 
@@ -137,6 +184,10 @@ class Nothing(Exception):
 
 class Stop(Exception):
     """A user's own exception."""
+
+
+class Interrupted(Exception):
+    """A step was struck by an exception out of nowhere."""
 
 
 class Snapshot:
