@@ -40,6 +40,17 @@ def trace(recipe: Recipe, recomputes: bool = True, swapped: bool = False) -> Sch
     return schedule(graph, result.stores, result.statistics, result.blocked)
 
 
+def reads_ahead(recipe: Recipe) -> bool:
+    """Whether a pass reads the parameter before the one that writes it, to measure it first.
+
+    Parameters that share memory cannot be stepped one after the other then, since the passes of all
+    are in step. What a report measures does not count: it is of all parameters as they were.
+    """
+    passes = trace(replace(recipe, report=False)).passes
+    first = next((k for k, p in enumerate(passes) if "param" in p.stores), 0)
+    return any(node.name == "param" for p in passes[:first] for node in p.inputs)
+
+
 def works_by_element(recipe: Recipe) -> bool:
     """Whether the rule itself, all options aside, needs no more than each element's own values.
 

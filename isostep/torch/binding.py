@@ -36,7 +36,7 @@ from isostep.torch.masters import Masters
 from isostep.torch.members import Groups, Kept, Members
 from isostep.torch.namespace import TorchNamespace
 from isostep.torch.options import Extras
-from isostep.torch.overlap import Stretches, bounds, check_apart, layers
+from isostep.torch.overlap import Stretches, bounds, check_apart, layers, out_of_turn
 from isostep.torch.own_step import NotOurs, odd, repeated
 from isostep.torch.slots import MASTER, StateTensors, kept_of, unkept
 from isostep.torch.tensors import DTYPE_NAMES, Held, check_steppable, numpy_view, oddity, stand_in
@@ -190,6 +190,10 @@ class Binding:
         self._memory = np.concatenate([self._memory, bounds(plain)])
         if self.engine == "native" and not self.odd:
             layers(self.stepper.leaves, self._places, self._memory)
+        why = "" if self.odd else out_of_turn(self.stepper, self._memory)
+        self.odd = self.odd or why
+        if why and not dry:
+            raise odd("a parameter", why)
 
     def _add(self, place: int, param: torch.Tensor, count: int, odd: bool) -> None:
         name, group = self.members.names[place], self.members.group_of[place]

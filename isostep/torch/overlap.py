@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from isostep.engines.leaf import Leaf
 from isostep.errors import ParameterError
+from isostep.stepper import Stepper
 from isostep.torch.own_step import odd
 from isostep.torch.tensors import reach
+from isostep.tracing import reads_ahead
 
 Bounds = NDArray[np.int64]
 """Of shape (tensors, 2): the first address of each tensor, and that behind its last."""
@@ -76,6 +78,23 @@ def check_apart(kept: Sequence[tuple[str, str]], of_kept: Bounds, of_params: Bou
         raise odd(f"the state {key!r} of parameter {name!r}", "memory that it shares")
 
 
+def out_of_turn(stepper: Stepper, memory: Bounds) -> str:
+    """Why a step of these is not one parameter's after another's, as far as they share memory.
+
+    Kernels step them in layers, see `layers`, in which each pass is run for all before the next:
+    no rule may look at a parameter in an earlier pass. Array code does not look where they lie.
+
+    Returns:
+        The reason, in words; empty where all is well.
+    """
+    tied = [leaf for leaf in stepper.leaves if leaf.layer]
+    if stepper.engine == "native":
+        wrong = any(map(reads_ahead, map(stepper.recipe, tied)))
+    else:
+        wrong = not _apart(memory[_upwards(memory)])
+    return "memory that it shares with another" if wrong else ""
+
+
 def layers(leaves: list[Leaf], places: list[int], memory: Bounds) -> None:
     """Put each leaf that overlaps earlier ones into a later layer than theirs.
 
@@ -87,10 +106,8 @@ def layers(leaves: list[Leaf], places: list[int], memory: Bounds) -> None:
     Raises:
         ParameterError: two overlap and one of them is stepped in a copy.
     """
-    order = np.argsort(memory[:, 0])
-    order = order[memory[order, 1] > memory[order, 0]]
-    lows, highs = memory[order].T
-    if (lows[1:] >= np.maximum.accumulate(highs)[:-1]).all():
+    order = _upwards(memory)
+    if _apart(memory[order]):
         return
     open_until: list[int] = []
     pairs: list[tuple[int, int]] = []
@@ -100,6 +117,18 @@ def layers(leaves: list[Leaf], places: list[int], memory: Bounds) -> None:
         open_until.append(k)
     for first, second in sorted(pairs, key=lambda pair: [places[k] for k in pair]):
         _separate(leaves[first], leaves[second])
+
+
+def _upwards(memory: Bounds) -> NDArray[np.intp]:
+    """Those that have memory, by where it begins; a tensor on the meta device has none."""
+    order = np.argsort(memory[:, 0])
+    return order[(memory[order, 1] > memory[order, 0]) & (memory[order, 0] > 0)]
+
+
+def _apart(memory: Bounds) -> bool:
+    """Whether no two share memory, of tensors in the order of `_upwards`."""
+    lows, highs = memory.T
+    return bool((lows[1:] >= np.maximum.accumulate(highs)[:-1]).all())
 
 
 def _separate(a: Leaf, b: Leaf) -> None:

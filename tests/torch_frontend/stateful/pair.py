@@ -475,10 +475,10 @@ class _Steps:
         if optimizer is not self._world.optimizer:  # the reference
             return
         self.count += 1
-        self._rates = [(group, group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        slower = [g for g in optimizer.param_groups if g.get("lr_ratio", 1.0) != 1.0]
+        self._rates = [(group, group["lr"]) for group in slower]
         for group, rate in self._rates:
-            if group.get("lr_ratio", 1.0) != 1.0:
-                group["lr"] = rate * group["lr_ratio"]
+            group["lr"] = rate * group["lr_ratio"]
         with torch.no_grad():
             try:
                 self._reference = Reference(optimizer, type(optimizer), self._option.before)
