@@ -464,7 +464,7 @@ class _Steps:
         self._world, self._option = world, option
         self.count = 0
         self._kept: list[Any] = []
-        self._rates: list[tuple[dict[str, Any], Any]] = []
+        self._rates: list[tuple[dict[str, Any], Any, Any]] = []
         self._reference: Reference | None = None
 
     def __enter__(self) -> None:
@@ -476,9 +476,9 @@ class _Steps:
             return
         self.count += 1
         slower = [g for g in optimizer.param_groups if g.get("lr_ratio", 1.0) != 1.0]
-        self._rates = [(group, group["lr"]) for group in slower]
-        for group, rate in self._rates:
-            group["lr"] = rate * group["lr_ratio"]
+        self._rates = [(g, g["lr"], g["lr"] * g["lr_ratio"]) for g in slower]
+        for group, _, rate in self._rates:
+            group["lr"] = rate
         with torch.no_grad():
             try:
                 self._reference = Reference(optimizer, type(optimizer), self._option.before)
@@ -499,8 +499,9 @@ class _Steps:
         return {"param": self._reference.params[p], **self._reference.slots(p)}
 
     def _behind(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        for group, rate in self._rates:
-            group["lr"] = rate
+        for group, before, rate in self._rates:
+            if group["lr"] is rate:  # else the user has brought it back, after an exception
+                group["lr"] = before
         self._rates = []
         for p, grad in self._kept:
             if p.grad is not grad:  # one that has gone past torch's checks cannot be given again
