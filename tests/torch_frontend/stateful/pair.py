@@ -65,8 +65,9 @@ def _grads(optimizer: Any) -> list[Any]:
 
 
 def _clip_value(optimizer: Any) -> bool:
-    if _grads(optimizer):  # torch refuses to clip nothing
-        torch.nn.utils.clip_grad_value_(_grads(optimizer), 0.5)
+    for p in _grads(optimizer):  # torch does not clip complex ones: here each part is
+        part = torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
+        part.clamp_(-0.5, 0.5)
     return True
 
 
