@@ -223,7 +223,9 @@ FORMS: list[Config] = [
     form("adamw", "AdamW", ADAM),
     form("adamw-optax-nesterov", "AdamW", ADAM, "optax", nesterov=True),
     form("adafactor", "Adafactor", ADAFACTOR),
-    form("adafactor-torch", "Adafactor", ADAFACTOR, clamp_eps=True, nan_rms_is_small=True, eps1=0.3),
+    form(
+        "adafactor-torch", "Adafactor", ADAFACTOR, clamp_eps=True, nan_rms_is_small=True, eps1=0.3
+    ),
     form("adafactor-keras", "Adafactor", ADAFACTOR, "keras"),
     form(
         "adafactor-optax",
