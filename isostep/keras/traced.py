@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keras import backend, ops
 
 from isostep import commit
+from isostep.dialects.keras import KEEPS_OTHER_SUMS
 from isostep.engines.leaf import Leaf
 from isostep.functional import NO_AVERAGE, FunctionalStep, Task
 from isostep.keras.gradients import dense
@@ -109,8 +110,9 @@ class TracedApply:
             lambda: self._values(tasks),
             lambda: [ops.convert_to_tensor(variable) for variable in targets],
         )
-        left = [ops.where(now, ops.zeros_like(g), g) for g in total.values()]
-        targets, new = [*targets, *(sums[k] for k in total)], [*new, *left]
+        held = [(sums[k], g) for k, g in total.items()] + self._reset_too(sums.values())
+        targets = [*targets, *(variable for variable, _ in held)]
+        new = [*new, *(ops.where(now, ops.zeros_like(g), g) for _, g in held)]
 
         def write(progress: commit.Progress) -> None:
             progress.write(lambda: (new, None), lambda values: self._assign(targets, values))
@@ -122,3 +124,14 @@ class TracedApply:
                 )
 
         commit.run(write)
+
+    def _reset_too(self, given: Iterable[Any]) -> list[tuple[Any, Any]]:
+        """The sums of variables that have no gradient now, which a step resets all the same, and
+        what they are."""
+        if backend.backend() in KEEPS_OTHER_SUMS:
+            return []
+        known = set(map(id, given))
+        every = self._optimizer._accumulated_gradients
+        return [
+            (v, ops.convert_to_tensor(v)) for v in every if v is not None and id(v) not in known
+        ]

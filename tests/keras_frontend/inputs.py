@@ -164,6 +164,25 @@ def twice() -> dict[str, Any]:
     return found | {"refused": refused, "unchanged": float(v[0]) == 1.0}
 
 
+def sums() -> dict[str, float]:
+    """What is summed up for a variable that has no gradient in some of the calls of a step."""
+    patterns = {"first": ["ab", "b", "ab"], "last": ["b", "ab", "ab"], "both": ["a", "b", "ab"]}
+    found: dict[str, float] = {}
+    for name, calls in patterns.items():
+        ends: list[list[Any]] = []
+        for classes in BOTH:
+            known = {n: variable(np.ones(3), n) for n in "ab"}
+            options = {"momentum": 0.5, "gradient_accumulation_steps": 2, "use_ema": True}
+            optimizer = classes.SGD(0.125, **options)
+            optimizer.build(list(known.values()))
+            for count, named in enumerate(calls * 2):
+                grads = [tensor(np.full(3, 1.0 + count)) for _ in named]
+                optimizer.apply(grads, [known[n] for n in named])
+            ends.append([array(v) for v in [*known.values(), *optimizer.variables]])
+        found[name] = worst(ends)
+    return found
+
+
 def empty() -> dict[str, float]:
     """Variables without elements change nothing for the others."""
     shapes = [(0,), (0, 3), (3, 0), (2, 0, 3), (2, 2)]
@@ -353,6 +372,7 @@ LOOKS = (
     gradients,
     compiled_rows,
     twice,
+    sums,
     empty,
     rates,
     excluded,

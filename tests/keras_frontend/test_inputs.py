@@ -37,6 +37,11 @@ def test_a_variable_that_comes_twice_is_stepped_twice(found: Any) -> None:
     assert {case: far for case, far in twice.items() if not far <= ROUNDING} == {}
 
 
+def test_sums_of_gradients_are_forgotten_where_keras_forgets_them(found: Any) -> None:
+    assert len(found["sums"]) == 3
+    assert max(found["sums"].values()) <= ROUNDING
+
+
 def test_variables_without_elements_change_nothing(found: Any) -> None:
     assert len(found["empty"]) == 7
     assert max(found["empty"].values()) <= ROUNDING
