@@ -23,6 +23,7 @@ from isostep.lock import Lock
 
 from .subprocesses import run
 from .table import BY_NAME, Config, named
+from .turns import at_once
 
 LARGE = 300_001  # several chunks, so that there is work for several threads
 
@@ -99,28 +100,18 @@ def test_threads_that_step_one_optimizer_take_turns(engine: Any) -> None:
     params = {f"p{k}": np.zeros(50_000 if k < 3 else 7) for k in range(20)}
     grads = {name: np.ones_like(p) for name, p in params.items()}
     optimizer = isostep.SGD(params, lr=1.0, momentum=0.5, ema=0.5, engine=engine)
-    ready = threading.Barrier(2 * workers)
-
-    def step() -> None:
-        ready.wait()
-        for _ in range(steps):
-            optimizer.step(grads)
 
     def look() -> None:
-        ready.wait()
-        while optimizer.iteration < steps * workers:
-            optimizer.set(lr=1.0)
-            state = optimizer.state_dict()
-            counts = {entry["step"] for entry in state["parameters"].values()}
-            assert counts == {state["iteration"]}
-            if state["iteration"]:
-                moments = [e["slots"]["momentum_buffer"] for e in state["parameters"].values()]
-                assert len(np.unique(np.concatenate(moments))) == 1
-            copy.deepcopy(optimizer).step(grads)
+        optimizer.set(lr=1.0)
+        state = optimizer.state_dict()
+        counts = {entry["step"] for entry in state["parameters"].values()}
+        assert counts == {state["iteration"]}
+        if state["iteration"]:
+            moments = [e["slots"]["momentum_buffer"] for e in state["parameters"].values()]
+            assert len(np.unique(np.concatenate(moments))) == 1
+        copy.deepcopy(optimizer).step(grads)
 
-    with ThreadPoolExecutor(2 * workers) as pool:
-        for done in [pool.submit(work) for work in [step, look] * workers]:
-            done.result(timeout=120)
+    at_once(lambda: optimizer.step(grads), look, steps, workers)
     assert optimizer.iteration == steps * workers
     alone = {"p": np.zeros(1)}
     twin = isostep.SGD(alone, lr=1.0, momentum=0.5, ema=0.5, engine=engine)
