@@ -43,20 +43,23 @@ def create(optimizer: Any, params: Sequence[Any], owners: Sequence[int]) -> None
 
 
 def _create(optimizer: Any, params: Sequence[Any], group: Mapping[str, Any]) -> None:
-    # What Paddle takes from groups; it leaves that of the last one in the optimizer.
     settings = [a for a in {**optimizer._default_dict, **group} if held_as(optimizer, a)]
-    kept = {attribute(optimizer, a): getattr(optimizer, attribute(optimizer, a)) for a in settings}
     # As numbers: where there is a tensor Paddle has powers begin at a default of its own.
     named = {
-        a: plain(a, group.get(a, kept[attribute(optimizer, a)]))
+        a: plain(a, group.get(a, getattr(optimizer, attribute(optimizer, a))))
         for a in of_rule(optimizer.spelling)
         if a in settings
     }
     block = paddle.static.default_main_program().global_block()
-    try:
-        optimizer._create_accumulators(block, {**group, **named, "params": list(params)})
-    finally:
-        vars(optimizer).update(kept)
+    # Paddle leaves in the optimizer what it takes from a group.
+    _twin(optimizer)._create_accumulators(block, {**group, **named, "params": list(params)})
+
+
+def _twin(optimizer: Any, **attributes: Any) -> Any:
+    """A copy of an optimizer that shares all but these attributes with it."""
+    made: Any = object.__new__(type(optimizer))
+    vars(made).update({**vars(optimizer), **attributes})
+    return made
 
 
 def master(optimizer: Any, param: Any) -> Any:
@@ -185,16 +188,14 @@ def unkept(
 
 def without(optimizer: Any) -> Any:
     """A copy of an optimizer that keeps nothing yet; it shares everything else."""
-    made: Any = object.__new__(type(optimizer))
-    nothing: dict[str, Any] = {
-        "_accumulators": defaultdict(dict),
-        "_master_weights": {},
-        "_already_create_accumulator": set(),
-        "_opti_name_list": [],
-        "_accumulators_holder": {},
-    }
-    vars(made).update({**vars(optimizer), **nothing})
-    return made
+    return _twin(
+        optimizer,
+        _accumulators=defaultdict(dict),
+        _master_weights={},
+        _already_create_accumulator=set(),
+        _opti_name_list=[],
+        _accumulators_holder={},
+    )
 
 
 KEPT = ("_accumulators", "_master_weights", "_already_create_accumulator", "_opti_name_list")

@@ -10,6 +10,7 @@ import numpy as np
 from isostep.extension import Cause
 from isostep.paddle.binding import Roster
 from isostep.paddle.grad_mode import unrecorded
+from isostep.paddle.gradients import check_shapes
 from isostep.paddle.own_step import of_power
 from isostep.paddle.powers import Powers
 from isostep.paddle.program import ArrayStep
@@ -27,11 +28,13 @@ class Arrays:
         grads: their gradients.
 
     Raises:
+        GradientError: a gradient has another shape than its parameter.
         StateError: an accumulator is not what its parameter needs.
         RuntimeError: a gradient has rows only, and Paddle refuses it; Paddle's error.
     """
 
     def __init__(self, optimizer: Any, rule: Rule, own: Roster, grads: Sequence[Any]) -> None:
+        check_shapes(own.params, grads)
         if any(grad.is_selected_rows() for grad in grads):
             optimizer.check_rows()
         self._optimizer, self._own = optimizer, own

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class Roster:
     def same(self, other: Roster) -> bool:
         """Whether the other has the same parameters in the same groups."""
         return _same(self.params, other.params) and self.owners == other.owners
+
+    def once(self, grads: list[Any]) -> tuple[Roster, list[Any]]:
+        """The parameters without those that came before, and their gradients."""
+        first = {id(p): k for k, p in reversed(list(enumerate(self.params)))}
+        places = [k for k, p in enumerate(self.params) if first[id(p)] == k]
+        if len(places) == len(grads):
+            return self, grads
+        params, owners = [self.params[k] for k in places], [self.owners[k] for k in places]
+        return Roster(params, owners), [grads[k] for k in places]
 
     def joined(self, other: Roster, order: Roster) -> Roster:
         """These parameters and those of another, in the order of a third as far as it goes."""
@@ -184,14 +193,14 @@ class Binding:
         if found is None:
             return None
         where, names = found
-        if names != asked.names:
+        if names != asked.known[0]:
             dtypes: list[str | None] = [None] * len(self._names)
             for k, name in zip(asked.places.tolist(), names, strict=True):
                 dtypes[k] = name
-            asked.names, asked.dtypes = names, tuple(dtypes)
+            asked.known = names, tuple(dtypes)  # in one go: an exception may come between two
         self._grads = np.zeros(len(self._names), dtype=np.int64)
         self._grads[asked.places] = where
-        return asked.dtypes
+        return asked.known[1]
 
     def _lazily(self, place: int) -> bool:
         self._optimizer.check_rows()
@@ -263,16 +272,14 @@ class _Asked:
         owners: their groups.
         places: where they stand in the binding.
         arrivals: finds their gradients.
-        names: the dtypes of these.
-        dtypes: for each bound parameter the dtype of its gradient.
+        known: the dtypes of these, and for each bound parameter the dtype of its gradient.
     """
 
     params: list[Any]
     owners: list[int]
     places: NDArray[np.intp]
     arrivals: Arrivals
-    names: list[str] = field(default_factory=list[str])
-    dtypes: tuple[str | None, ...] = ()
+    known: tuple[list[str], tuple[str | None, ...]] = ([], ())
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:

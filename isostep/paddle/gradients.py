@@ -16,6 +16,8 @@ from isostep.stepper import DTYPES, Stepper
 
 _NAMES = {getattr(paddle, name): name for name in DTYPES}
 
+_LOW = (paddle.float16, paddle.bfloat16)
+
 
 class Gradients:
     """The gradients of one step, for a stepper.
@@ -111,6 +113,33 @@ def check_shapes(params: Sequence[Any], grads: Sequence[Any]) -> None:
                 f"the gradient of {param.name!r} has shape {grad.shape} on {_place(grad)}, and the "
                 f"parameter {param.shape} on {_place(param)}; nothing was changed"
             )
+
+
+def check_fit(params: Sequence[Any], grads: Sequence[Any], masters: bool) -> None:
+    """Refuse gradients that Paddle's own step runs over, or fails on in the middle of its loop.
+
+    Args:
+        params, grads: one for each other.
+        masters: whether parameters of low precision have float32 copies, which take float32, too.
+
+    Raises:
+        GradientError: there is one.
+    """
+    check_shapes(params, grads)
+    for param, grad in zip(params, grads, strict=True):
+        copied = masters and param.dtype in _LOW and grad.dtype == paddle.float32
+        if grad.dtype != param.dtype and not copied:
+            raise GradientError(
+                f"the gradient of {param.name!r} is {grad.dtype} and the parameter {param.dtype}, "
+                f"which Paddle's own step does not take: cast it; nothing was changed"
+            )
+
+
+def widened(grad: Any, param: Any) -> Any:
+    """A dense gradient in the dtype of its parameter, if that has more digits."""
+    if not paddle.in_dynamic_mode() or not grad.is_dense():
+        return grad
+    return grad.astype(param.dtype) if grad.element_size() < param.element_size() else grad
 
 
 def _address(grad: Any) -> int:

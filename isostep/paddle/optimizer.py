@@ -30,12 +30,12 @@ from isostep.paddle import accumulators, own_step
 from isostep.paddle.arrays import Arrays
 from isostep.paddle.binding import Binding, Roster
 from isostep.paddle.grad_mode import recording, unrecorded
-from isostep.paddle.gradients import check_shapes
+from isostep.paddle.gradients import check_fit, widened
 from isostep.paddle.hyper import Hyperparameters, attribute
 from isostep.paddle.options import Extras, checked
 from isostep.paddle.planning import plan
 from isostep.paddle.program import ArrayStep
-from isostep.paddle.state import Saved, canonical, load, named
+from isostep.paddle.state import Saved, keyed, load, named
 from isostep.paddle.tensors import check_names, check_steppable
 from isostep.plan import Plan
 from isostep.report import Report
@@ -73,7 +73,7 @@ class FusedStep(Framework):
         self._iteration, self._skipped = 0, 0
         self._report: Report | None = None
         self.ran_without_kernels = ""
-        self._left = False
+        self._leaving = Lock()
         arguments = type(self).paddle_signature.bind(*args, **kwargs).arguments
         ratio = arguments.pop("lr_ratio", None)
         if ratio is not None and not callable(ratio):
@@ -185,6 +185,8 @@ class FusedStep(Framework):
             pairs: parameters, each with its gradient.
             hyper: knows which regularisation is left to the kernel.
         """
+        # Paddle adds to a gradient in the gradient's dtype, and takes none but its parameter's.
+        pairs = [(p, widened(g, p)) for p, g in pairs]
         owners, settings = self.owners(pairs), hyper.settings()
         scopes = [hyper.scope(settings, owner) for owner in owners]
         result: list[Any] = list(pairs)
@@ -304,6 +306,7 @@ class FusedStep(Framework):
             if cause is None:
                 self._report = found.step(own, grads)
                 return
+        check_fit(own.params, grads, masters=self._multi_precision)
         self._leave(cause, unrecorded(theirs), *args, stepped=own.params)
 
     @unrecorded
@@ -312,8 +315,8 @@ class FusedStep(Framework):
         before = self._binding
         self._unbind()
         self._refuse_parts(roster.params)
-        if own_step.repeats(own.params):
-            return own_step.TWICE
+        cause = own_step.TWICE if own_step.repeats(own.params) else None
+        own, grads = own.once(grads)
         native = self._extras.engine == "native" and _on_cpu(own.params)
         if native and before is not None and before.same(roster):
             wanted = own.joined(before.own, roster)
@@ -323,14 +326,11 @@ class FusedStep(Framework):
         for param in wanted.params:
             check_steppable(param)
         accumulators.create(self, wanted.params, wanted.owners)
-        cause = own_step.of_memory(self, wanted.params, strided=not native)
+        cause = cause or own_step.of_memory(self, wanted.params, strided=not native)
         rule = rules.get(self.rule)
-        if cause is not None:
-            check_shapes(own.params, grads)  # what Paddle's kernels do not look at, and run over
-            Arrays(self, rule, own, grads)
-            return cause
-        if not native:
-            return Arrays(self, rule, own, grads)
+        if cause is not None or not native:
+            arrays = Arrays(self, rule, own, grads)  # looks at what Paddle's kernels do not
+            return cause or arrays
         made = Binding(self, rule, self._counts, roster, wanted)
         made.stepper.iteration, made.stepper.skipped = self._iteration, self._skipped
         if not (made.same(roster) and made.has(own)):
@@ -372,13 +372,15 @@ class FusedStep(Framework):
         for param in stepped:
             counts[param.name] = counts.get(param.name, 0) + 1
         self._report, self.ran_without_kernels = None, "paddle.optimizer"
-        before, self._left = self._left, True
-        try:
+        with self._leaving:
             result = theirs(*args)
-        finally:
-            self._left = before
         self.count(counts, self._iteration + bool(stepped), self._skipped)
         return result
+
+    @property
+    def _left(self) -> bool:
+        """Whether Paddle's own step is running, which calls methods of this class."""
+        return self._leaving._is_owned()
 
     def _stopped(self) -> bool:
         """Whether a gradient scaler has found a non-finite gradient."""
@@ -480,10 +482,23 @@ class FusedStep(Framework):
         if self._left:
             return own(*args)
         if paddle.in_dynamic_mode():
-            return self._apply(params_grads, own, *args)
+            theirs = partial(self._in_groups, own) if self.grouped else own
+            return self._apply(params_grads, theirs, *args)
         program = loss.block.program if loss is not None else paddle.static.default_main_program()
         with paddle.static.program_guard(program, startup_program):
             return self._apply(params_grads, own, *args)
+
+    def _in_groups(
+        self, own: Callable[..., Any], loss: Any, startup_program: Any, pairs: Pairs, _: int
+    ) -> list[Any]:
+        """What Paddle's `minimize` fails to do, and its `step` does: one parameter group after
+        the other."""
+        grads = {id(p): g for p, g in pairs if g is not None}
+        for k, group in enumerate(self._param_groups):
+            mine = [(p, grads[id(p)]) for p in group["params"] if id(p) in grads]
+            if mine:
+                own(loss, startup_program, {**group, "params": mine}, k)
+        return []
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -496,10 +511,11 @@ class FusedStep(Framework):
         Returns:
             What `paddle.save` writes to a `.pdopt` file, which Paddle's own class reads. Keys end
             in 0, as those of the first optimizer in a process, also if there were others before.
+            They are those of Paddle's accumulators, also where a user has put in other tensors.
         """
         if own_step.cause(self, self.all_parameters()) is not None:
             return super().state_dict()
-        found = {canonical(key): value for key, value in super().state_dict().items()}
+        found = keyed(self._accumulators, super().state_dict())
         steps = self.steps()
         if steps:
             counted = self._counted()

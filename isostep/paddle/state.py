@@ -22,6 +22,7 @@ from isostep.paddle.accumulators import called
 from isostep.paddle.grad_mode import unrecorded
 from isostep.paddle.planning import dry
 from isostep.paddle.powers import POWERS, agreed, nearest
+from isostep.paddle.tensors import has_memory
 
 KEY = "isostep"
 Names = list[tuple[str | None, str]]
@@ -80,11 +81,20 @@ class Saved:
             raise StateError(f"the entry {KEY!r} of the state is damaged: {error!r}") from error
 
 
-def canonical(key: str) -> str:
-    """The key of an accumulator as it is in a fresh process: Paddle numbers them on."""
-    if key in _NOT_ENTRIES:
-        return key
-    return _NUMBER.sub("_0", _MASTERS.sub("_fp32_master_0_", key))
+def keyed(accumulators: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Entries:
+    """A state with the keys that it has in a fresh process, where Paddle numbers nothing on.
+
+    Args:
+        accumulators: by their name and that of the parameter.
+        state: of Paddle, whose keys are the names of tensors.
+    """
+    found = {
+        _MASTERS.sub("_fp32_master_0_", f"{param}_{name}_0"): tensor
+        for name, held in accumulators.items()
+        for param, tensor in held.items()
+    }
+    known = {tensor.name for held in accumulators.values() for tensor in held.values()}
+    return {key: value for key, value in state.items() if key not in known} | found
 
 
 def named(parameters: Any) -> tuple[Any, dict[str, str]]:
@@ -264,6 +274,11 @@ def _check(name: str, values: Any, needed: Mapping[str, Any], shape: tuple[int, 
             raise StateError(
                 f"the state {accumulator!r} of parameter {name!r} is {value!r} and no array; "
                 f"nothing was changed"
+            )
+        if isinstance(value, paddle.Tensor) and not has_memory(value):
+            raise StateError(
+                f"the state {accumulator!r} of parameter {name!r} has less memory than its shape "
+                f"{tuple(value.shape)} needs: give it values again; nothing was changed"
             )
         power = any(accumulator.endswith(p) for p in POWERS)
         due = (1,) if power else tuple(needed.get(accumulator, shape))
