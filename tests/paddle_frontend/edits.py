@@ -6,6 +6,8 @@ what the step after it is: by kernels, Paddle's own, or refused.
 
 from __future__ import annotations
 
+import copy
+import io
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from .worlds import World
 
 Act = Callable[[World, int, int], None]
 ADAMS = ("Adam", "AdamW")
+COUPLED = tuple(rule for rule in RULES if rule != "AdamW")
+EPSILONS = tuple(rule for rule in RULES if "epsilon" in RULES[rule]) + ADAMS
 SLOTTED = tuple(rule for rule in RULES if rule != "SGD")
 CPU = paddle.CPUPlace()
 
@@ -86,6 +90,12 @@ def values_are_set(world: World, i: int, k: int) -> None:
 
 
 @edit()
+def an_operation_in_place(world: World, i: int, k: int) -> None:
+    with paddle.no_grad():
+        world.some(i).scale_(0.5 + 0.25 * k)
+
+
+@edit()
 def memory_is_set(world: World, i: int, k: int) -> None:
     param = world.some(i)
     _lod(param).set(_array(world, tuple(param.shape)), CPU)
@@ -99,7 +109,7 @@ def memory_is_given_up_and_set(world: World, i: int, k: int) -> None:
     _lod(param).set(_array(world, shape), CPU)
 
 
-@edit(rules=[r for r in RULES if r == "AdamW" or "weight_decay" not in RULES[r]])
+@edit()
 def memory_is_given_up(world: World, i: int, k: int) -> None:
     world.some(i)._clear_data()
 
@@ -107,6 +117,20 @@ def memory_is_given_up(world: World, i: int, k: int) -> None:
 @edit()
 def memory_is_that_of_a_new_tensor(world: World, i: int, k: int) -> None:
     _shaped(world, i)._share_buffer_to(world.some(i))
+
+
+@edit()
+def a_new_tensor_takes_its_place(world: World, i: int, k: int) -> None:
+    new, param = _shaped(world, i), world.some(i)
+    new.stop_gradient = param.stop_gradient
+    new._share_underline_tensor_to(param)
+
+
+@edit()
+def a_layer_goes_to_the_cpu(world: World, i: int, k: int) -> None:
+    layer = paddle.nn.Layer()
+    layer.add_parameter("weight", world.some(i))
+    layer.to(device="cpu")
 
 
 @edit()
@@ -222,9 +246,19 @@ def a_rate_of_its_own(world: World, i: int, k: int) -> None:
     world.some(i).optimize_attr["learning_rate"] = 0.25 * (1 + k)
 
 
-@edit(rules=[rule for rule in RULES if rule != "AdamW"])
+@edit(rules=COUPLED)
 def a_decay_of_its_own(world: World, i: int, k: int) -> None:
     world.some(i).regularizer = paddle.regularizer.L2Decay(0.125 * k)
+
+
+@edit(rules=COUPLED)
+def a_decay_that_no_kernel_has(world: World, i: int, k: int) -> None:
+    world.some(i).regularizer = paddle.regularizer.L1Decay(0.125 * k)
+
+
+@edit()
+def not_clipped(world: World, i: int, k: int) -> None:
+    world.some(i).need_clip = not world.some(i).need_clip
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -237,6 +271,25 @@ def _gradient(name: str, make: Callable[[World, Any, Any], Any], **how: Any) -> 
     whole(f"a_gradient_{name}".replace(" ", "_"), act, **how)
 
 
+def _of_another_dtype(world: World, gradient: Any) -> Any:
+    wide = str(gradient.dtype).endswith("float64")
+    found = gradient.astype("float32" if wide else "float64")
+    return found if world.ours else found.astype(gradient.dtype)  # Paddle's own refuses it
+
+
+def _of_rows(world: World, param: Any, gradient: Any) -> Any:
+    clips = [world.optimizer._grad_clip]
+    if world.grouped:
+        clips += [group.get("grad_clip") for group in world.groups]
+    if any(clips):
+        return gradient  # Paddle's own clips of rows end the process, not always
+    param.clear_gradient(set_to_zero=False)
+    param.grad = None
+    rows = paddle.to_tensor([1, 2, 1])
+    paddle.nn.functional.embedding(rows, param, sparse=True).sum().backward()
+    return ...
+
+
 _gradient("that is not there", lambda w, p, g: None)
 _gradient("of zeros", lambda w, p, g: g * 0)
 _gradient("with other strides", lambda w, p, g: g.transpose([1, 0]).contiguous().transpose([1, 0]))
@@ -244,6 +297,8 @@ _gradient("that is expanded", lambda w, p, g: paddle.as_strided(g, p.shape, [0, 
 _gradient("that is a part", lambda w, p, g: paddle.concat([g, g], axis=1)[:, 1 : 1 + g.shape[1]])
 _gradient("that is the parameter", lambda w, p, g: p.detach())
 _gradient("that is another parameter", lambda w, p, g: w.params[2].detach())
+_gradient("of another dtype", lambda w, p, g: _of_another_dtype(w, g))
+_gradient("of rows", _of_rows, rules=[rule for rule in RULES if rule not in ADAMS])
 _gradient("of another shape", lambda w, p, g: g.reshape([-1]), then="refused")
 _gradient("without elements", lambda w, p, g: g[:0], then="refused")
 
@@ -329,6 +384,19 @@ def slots_change_hands(world: World, i: int, slot: Any, slots: dict[str, Any]) -
         if name != mine and other.shape == slot.shape:
             slots[mine], slots[name] = other, slot
             return
+
+
+@_of_slot()
+def all_slots_are_scaled_in_place(world: World, i: int, slot: Any, slots: dict[str, Any]) -> None:
+    for other in slots.values():
+        other.scale_(0.75)
+
+
+@_of_slot()
+def a_parameter_is_forgotten(world: World, i: int, slot: Any, slots: dict[str, Any]) -> None:
+    for held in world.optimizer._accumulators.values():
+        held.pop(world.some(i).name, None)
+    world.optimizer._already_create_accumulator.discard(world.some(i).name)
 
 
 @_of_slot()
@@ -444,14 +512,49 @@ def other_betas_of_a_group(world: World, i: int, k: int) -> None:
     world.groups[i % len(world.groups)]["beta1"] = 0.5
 
 
+@edit(rules=EPSILONS, groups=False)
+def another_epsilon(world: World, i: int, k: int) -> None:
+    world.optimizer._epsilon = 0.0078125 * (1 + k)
+
+
+@edit(rules=EPSILONS, groups=True)
+def another_epsilon_of_a_group(world: World, i: int, k: int) -> None:
+    world.groups[i % len(world.groups)]["epsilon"] = 0.0078125 * (1 + k)
+
+
 @edit()
 def another_rate(world: World, i: int, k: int) -> None:
     world.optimizer.set_lr(0.0625 * (1 + k))
 
 
+@edit()
+def a_scheduler(world: World, i: int, k: int) -> None:
+    made = paddle.optimizer.lr.StepDecay(0.0625 * (1 + k), step_size=1 + i, gamma=0.5)
+    world.optimizer.set_lr_scheduler(made)
+
+
+@edit()
+def the_scheduler_steps(world: World, i: int, k: int) -> None:
+    scheduler = world.optimizer._learning_rate
+    if isinstance(scheduler, paddle.optimizer.lr.LRScheduler):
+        scheduler.step()
+
+
+@edit(rules=["AdamW"])
+def another_choice_of_what_decays(world: World, i: int, k: int) -> None:
+    chosen = world.some(i).name
+    world.optimizer._apply_decay_param_fun = lambda name: (name == chosen) == (k % 2 == 0)
+
+
 @edit(groups=False)
 def another_clip(world: World, i: int, k: int) -> None:
-    world.optimizer._grad_clip = paddle.nn.ClipGradByGlobalNorm(0.25 * (1 + k))
+    bound = 0.25 * (1 + k)
+    world.optimizer._grad_clip = (
+        paddle.nn.ClipGradByNorm(bound),
+        paddle.nn.ClipGradByValue(bound),
+        paddle.nn.ClipGradByGlobalNorm(bound),
+        paddle.nn.ClipGradByValue(bound, -0.125),  # that no kernel has
+    )[k % 4]
 
 
 @edit(groups=True)
@@ -595,3 +698,87 @@ def its_own_state_is_loaded(world: World, i: int, k: int) -> None:
     state = world.optimizer.state_dict()
     if state:
         world.optimizer.set_state_dict(state)
+
+
+def _stepped(world: World) -> dict[str, Any]:
+    """The parameters that the optimizer steps, by name."""
+    held = [p for group in world.groups for p in group["params"]] if world.grouped else world.listed
+    return {p.name: p for p in held}
+
+
+def _state(world: World) -> Any:
+    """A state that is the user's own: of isostep a state, of Paddle what is in it. Paddle numbers
+    the keys of its states on, and does not find them again."""
+    file = io.BytesIO()
+    paddle.save(world.optimizer.state_dict(), file)
+    if world.ours:
+        file.seek(0)
+        return paddle.load(file)
+    names = _stepped(world)
+    return {
+        name: {param: tensor.clone() for param, tensor in held.items() if param in names}
+        for name, held in world.optimizer._accumulators.items()
+    }
+
+
+def _load(world: World, optimizer: Any, state: Any) -> None:
+    if world.ours:
+        optimizer.set_state_dict(state)
+        return
+    params, made = _stepped(world), defaultdict[str, dict[str, Any]](dict)
+    for name, held in state.items():
+        for param, tensor in held.items():  # as Paddle makes an accumulator before it sets it
+            shaped = tensor.reshape(tensor.shape or [1])
+            made[name][param] = shaped.astype(params[param].dtype).clone()
+    optimizer._accumulators = made
+    optimizer._already_create_accumulator = {p for held in made.values() for p in held}
+
+
+@edit()
+def a_state_is_saved(world: World, i: int, k: int) -> None:
+    if world.slots():
+        world.saved.append((sorted(_stepped(world)), _state(world)))
+
+
+@edit()
+def a_saved_state_is_loaded(world: World, i: int, k: int) -> None:
+    fitting = [state for names, state in world.saved if names == sorted(_stepped(world))]
+    if fitting:
+        _load(world, world.optimizer, fitting[i % len(fitting)])
+
+
+@edit()
+def a_state_goes_through_a_file(world: World, i: int, k: int) -> None:
+    if world.slots():
+        _load(world, world.optimizer, _state(world))
+
+
+# -- optimizers ------------------------------------------------------------------------------------
+
+
+@edit()
+def a_new_optimizer(world: World, i: int, k: int) -> None:
+    world.optimizer = world.anew()
+
+
+@edit()
+def a_new_optimizer_with_its_state(world: World, i: int, k: int) -> None:
+    made = world.anew()
+    if world.slots():
+        _load(world, made, _state(world))
+    world.optimizer = made
+
+
+@edit()
+def a_copy_of_the_optimizer(world: World, i: int, k: int) -> None:
+    world.optimizer = copy.copy(world.optimizer)
+
+
+@edit()
+def everything_is_copied(world: World, i: int, k: int) -> None:
+    names = {p.name: p for p in world.params}
+    world.optimizer.helper = None  # programs, of which there are no copies
+    world.optimizer._learning_rate_map.clear()
+    world.params, world.optimizer = copy.deepcopy((world.params, world.optimizer))
+    for name, param in zip(names, world.params, strict=True):
+        param.name = name  # Paddle gives copies names of their own, and finds nothing of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -29,23 +30,31 @@ class World:
         rule: the class.
         grouped: whether there are parameter groups.
         dtype: of the parameters.
+        **options: of the class.
     """
 
-    def __init__(self, classes: Any, rule: str, grouped: bool, dtype: str = "float64") -> None:
-        self.rule, self.grouped, self.dtype = rule, grouped, dtype
+    def __init__(
+        self, classes: Any, rule: str, grouped: bool, dtype: str = "float64", **options: Any
+    ) -> None:
+        self.rule, self.dtype = rule, dtype
         self._made, self._steps = 0, 0
         self.params = [self.parameter(shape) for shape in SHAPES[:4]]
         self.gradient: Callable[[World, Any, Any], Any] | None = None
-        """What the first parameter's gradient is at the next step, made of a usual one."""
+        """What the first parameter's gradient is at the next step, made of a usual one; `...` if
+        it is there already."""
         given: Any = list(self.params)
         if grouped:
             given = [
                 {"params": self.params[:2]},
                 {"params": self.params[2:], "learning_rate": 0.5},
             ]
-        self.optimizer = getattr(classes, rule)(parameters=given, **RULES[rule])
+        self._class: Any = getattr(classes, rule)
+        self._arguments = RULES[rule] | options
+        self.optimizer = self._class(parameters=given, **self._arguments)
         self.ours = classes is isostep.paddle
         self.kept: list[Any] = []
+        """What its user holds on to: memory that is shared must live."""
+        self.saved: list[Any] = []
 
     # -- what edits are made of ------------------------------------------------------------------
 
@@ -68,6 +77,19 @@ class World:
         return self.params[k % len(self.params)]
 
     @property
+    def grouped(self) -> bool:
+        """Whether there are parameter groups."""
+        return bool(self.groups) and isinstance(self.groups[0], dict)
+
+    def anew(self) -> Any:
+        """Another optimizer of the same parameters and groups, without a state."""
+        if not self.grouped:
+            return self._class(parameters=list(self.listed), **self._arguments)
+        settings = ("params", "learning_rate", "weight_decay")
+        groups = [{k: g[k] for k in settings if k in g} for g in self.groups]
+        return self._class(parameters=groups, **self._arguments)
+
+    @property
     def groups(self) -> list[Any]:
         """The parameter groups."""
         return self.optimizer._param_groups
@@ -79,7 +101,8 @@ class World:
 
     def slots(self) -> dict[str, Any]:
         """One kind of accumulators, by name of the parameter; empty if the rule has none."""
-        for name in ("moment1", "velocity", "moment", "mean_square", "_avg_squared_grad"):
+        # Not mean_square: beside a mean_grad that is not of it, its root is that of a difference.
+        for name in ("moment1", "velocity", "moment", "momentum", "_avg_squared_grad"):
             if self.optimizer._accumulators.get(name):
                 return self.optimizer._accumulators[name]
         return {}
@@ -93,22 +116,53 @@ class World:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """One step; the gradients are those of all such worlds."""
+    def step(self, act: Callable[[World], None] | None = None) -> None:
+        """One step; the gradients are those of all such worlds.
+
+        Args:
+            act: takes it, if not `optimizer.step()`.
+        """
         self._steps += 1
         chance = np.random.default_rng([7, self._steps])
         for k, param in enumerate(self.params):
             if not param._is_initialized():
+                if not self.ours:  # Paddle decays what it then passes over
+                    param.grad = None
                 continue
             values = chance.normal(size=tuple(param.shape))
             gradient = paddle.to_tensor(values).astype(param.dtype)
             if k == 0 and self.gradient is not None:
                 gradient = self.gradient(self, param, gradient)
-            param.grad = None  # or the next line would write into the one before
-            if gradient is not None:
-                param.grad = gradient
-        self.optimizer.step()
+            if gradient is not ...:
+                _give(param, gradient)
+        if act is None:
+            self.optimizer.step()
+        else:
+            act(self)
         self.gradient = None
+
+    def passes(self, other: World) -> None:
+        """Do not what another world has done, and draw what comes after it."""
+        self._made, self._steps, self.gradient = other._made, other._steps, other.gradient
+
+    def follow(self, other: World) -> None:
+        """Take over the values of another world, in the memory that they have here, and which
+        accumulators there are."""
+        for mine, its in zip(self.params, other.params, strict=True):
+            _write(mine, its)
+        here, there = self.optimizer._accumulators, other.optimizer._accumulators
+        for name in [*here]:
+            for param in here[name].keys() - there.get(name, {}).keys():
+                del here[name][param]
+        for name, held in there.items():
+            for param, tensor in held.items():
+                if param in here[name]:
+                    _write(here[name][param], tensor)
+                else:
+                    here[name][param] = tensor.clone()
+        self.optimizer._already_create_accumulator = set(
+            other.optimizer._already_create_accumulator
+        )
 
     def snapshot(self) -> dict[str, Any]:
         """Parameters and accumulators, by name."""
@@ -119,18 +173,18 @@ class World:
         return {name: tensor.numpy() for name, tensor in found.items() if _whole(tensor)}
 
 
-def make(rule: str, grouped: bool, dtype: str = "float64") -> tuple[World, World]:
-    """Paddle's world and isostep's."""
+def make(rule: str, grouped: bool, dtype: str = "float64", **options: Any) -> tuple[World, World]:
+    """Paddle's world and isostep's, which may have options of its own."""
     return (
         World(paddle.optimizer, rule, grouped, dtype),
-        World(isostep.paddle, rule, grouped, dtype),
+        World(isostep.paddle, rule, grouped, dtype, **options),
     )
 
 
-def attempt(world: World) -> BaseException | None:
-    """A step; the error, if there is one."""
+def attempt(act: Callable[..., None], *args: Any) -> BaseException | None:
+    """A step or an edit; the error, if there is one."""
     try:
-        world.step()
+        act(*args)
     except Exception as error:
         return error
     return None
@@ -155,6 +209,30 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether two snapshots have the same bits, as far as both have the same entries; what a step
     has only begun is there anew."""
     return all(np.array_equal(after[name], x, equal_nan=True) for name, x in before.items())
+
+
+def _give(param: Any, gradient: Any) -> None:
+    param.grad = None  # or the next line would write into the one before
+    if gradient is None:
+        return
+    try:
+        param.grad = gradient
+    except ValueError:  # where there was one that had rows only Paddle takes no other
+        stopped, param.stop_gradient = param.stop_gradient, False
+        param.clear_gradient(set_to_zero=False)
+        (param * 0.0).sum().backward()
+        param.stop_gradient, param.grad = stopped, None
+        param.grad = gradient
+
+
+def _write(tensor: Any, other: Any) -> None:
+    """Write the values of another tensor of the same shape into the memory of one."""
+    if _whole(tensor) and _whole(other) and str(tensor.dtype) == str(other.dtype):
+        new = other.numpy()
+        size = tensor._holder_size() - tensor._offset()
+        memory = (ctypes.c_char * size).from_address(tensor.data_ptr())
+        strides = [step * tensor.element_size() for step in tensor.get_strides()]
+        np.ndarray(new.shape, new.dtype, memory, strides=strides)[...] = new
 
 
 def _whole(tensor: Any) -> bool:
