@@ -279,6 +279,8 @@ class FusedOptimizer(Framework):
         rule = rules.get(self.rule)
         spelling = dialects.get(self.dialect).spelling(rule)
         given = {a: live(getattr(self, a)) for a in spelling.arguments if a != "learning_rate"}
+        if given.get("weight_decay", 0.0) is None:  # so Keras says that there is none
+            given["weight_decay"] = 0.0
         rate = self._learning_rate if callable(self._learning_rate) else 1.0
         default = spelling.resolve(rule, {"learning_rate": rate, **given})
         places = assign([self.name_of(v) for v in variables], self._extras.groups)
@@ -358,7 +360,9 @@ class FusedOptimizer(Framework):
     def settings(self) -> tuple[Any, ...]:
         """What decides about steps and can be set at any time: a step looks whether it has."""
         found = (getattr(self, name) for name in self._settable())
-        return tuple(value if is_plain(value) else _Same(value) for value in found)
+        extras = self._extras
+        plain = tuple(value if is_plain(value) else _Same(value) for value in found)
+        return (*plain, extras.names, extras.paths)
 
     def kept(self, leaf: Leaf, name: str) -> Any:
         """The variable that holds slot `name`, or `average`, of a leaf.

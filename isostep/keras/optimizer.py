@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import keras
 from keras import backend
+from keras.src.backend.common.stateless_scope import in_stateless_scope  # has no public name
 
 from isostep import extension
 from isostep.errors import HyperparameterError
@@ -62,10 +63,8 @@ class FusedApply(FusedOptimizer):
         """
         # Only torch's memory can be written by two threads, and replicas of TensorFlow's strategies
         # are threads that wait for each other.
-        if backend.backend() != "torch":
-            return super().apply(grads, trainable_variables)
-        with self._lock:
-            before = int(self._iterations._value)
+        with self._lock if backend.backend() == "torch" else contextlib.nullcontext():
+            before = self._count()
             if self._applies is not None:
                 self._applies.stepped = False
             try:
@@ -74,15 +73,30 @@ class FusedApply(FusedOptimizer):
                 self._end_step(before)
                 raise
 
-    def _end_step(self, before: int) -> None:
+    def _count(self) -> Any:
+        """The steps so far, as a number or an array that later steps leave as it is, of which
+        nothing waits for the value; None where a step is traced, or is one of several replicas'."""
+        if in_stateless_scope():
+            return None
+        if backend.backend() == "torch":
+            return int(self._iterations._value)
+        if backend.backend() == "jax":
+            return self._iterations._value
+        import tensorflow as tf
+
+        if not tf.executing_eagerly() or tf.distribute.has_strategy():
+            return None
+        return self._iterations._value.read_value()
+
+    def _end_step(self, before: Any) -> None:
         """What Keras does after a step, if the step is done and Keras has not come to it.
 
         Args:
-            before: the steps that were counted before.
+            before: what `_count` gave before.
         """
-        if self._applies is None or not self._applies.stepped:
+        if before is None or self._applies is None or not self._applies.stepped:
             return
-        if int(self._iterations._value) == before:
+        if int(self._count()) == int(before):
             for variable in self._trainable_variables:
                 if variable.constraint is not None:
                     variable.assign(variable.constraint(variable))
@@ -212,6 +226,10 @@ class FusedApply(FusedOptimizer):
             self._settings, self._applies = settings, self._engine()
         return self._applies
 
+    def settings(self) -> tuple[Any, ...]:
+        """What decides about steps and can be set at any time."""
+        return (*super().settings(), self.gradient_accumulation_steps)
+
     def _engine(self) -> TracedApply:
         if backend.backend() == "torch":
             from isostep.keras.on_torch import NativeApply
@@ -247,6 +265,23 @@ class FusedApply(FusedOptimizer):
         """
         measured = None if self._applies is None else self._applies.measured
         return super().report if measured is None else measured
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As Keras' own, whose documentation asks for it before `build`; later ones act, too.
+
+        Args:
+            var_list: variables that do not decay.
+            var_names: regular expressions, searched for in the names of variables.
+
+        Raises:
+            HyperparameterError: the optimizer is built and reports, by groups that would change.
+        """
+        if self.built and self._extras.report:
+            raise HyperparameterError(
+                "exclude_from_weight_decay() after build() goes with no report=True, whose groups "
+                "are known since then: call it before build()"
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
 
     # -- what FusedOptimizer asks ----------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from keras import backend, ops
 from isostep import commit
 from isostep.dialects.keras import KEEPS_OTHER_SUMS
 from isostep.engines.leaf import Leaf
+from isostep.errors import HyperparameterError
 from isostep.functional import NO_AVERAGE, FunctionalStep, Task
 from isostep.keras.gradients import dense
 from isostep.keras.namespace import KerasNamespace
@@ -32,6 +33,11 @@ class TracedApply:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self._accumulates = bool(optimizer.gradient_accumulation_steps)
+        if self._accumulates and not hasattr(optimizer, "_accumulated_gradients"):
+            raise HyperparameterError(
+                "gradient_accumulation_steps was switched on after the optimizer was built, "
+                "without variables for the sums: make a new optimizer"
+            )
         # JAX has float64 only where the user has asked for it.
         counts = None if backend.backend() == "jax" else "float64"
         self._function = FunctionalStep(optimizer.stepper("array"), XP, counts)

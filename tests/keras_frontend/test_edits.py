@@ -1,6 +1,8 @@
-"""What users do to variables and slots between two steps, on Keras' torch backend."""
+"""What users do to an optimizer, its variables and their memory between two steps."""
 
 from __future__ import annotations
+
+import pytest
 
 from tests import subprocesses
 from tests.keras_frontend.test_keras import QUIET
@@ -27,3 +29,33 @@ runpy.run_module("tests.keras_frontend.edits", run_name="__main__")
     untouched, far = found["by values"]
     assert untouched
     assert far <= ROUNDING
+
+
+COARSE = {"gradient in float16": 4 * 2.0**-11, "slot in bfloat16": 4 * 2.0**-8}
+"""Where Keras rounds to a coarse dtype on the way: a few units in the last place, around 1."""
+FREER = {"gradient of NumPy", "gradient that fits by broadcast"}
+"""What isostep takes and Keras does not on every backend."""
+STRICTER = {"too few weights set", "state loaded, too short"}
+"""What Keras takes or passes over, and isostep refuses."""
+GOES_ON = {"deep copy"}
+"""A copy has no variables yet: Keras' begins anew, isostep's has the state once it has them."""
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+def test_settings_variables_and_state_that_change_are_followed_or_refused(backend: str):
+    source = """
+import runpy, warnings
+warnings.simplefilter("ignore")
+runpy.run_module("tests.keras_frontend.settings", run_name="__main__")
+"""
+    table = subprocesses.run(source, KERAS_BACKEND=backend, **QUIET)
+    assert len(table) > 45
+    for what, found in table.items():
+        name = what.split(", ", 1)[1].removesuffix(", compiled")
+        theirs, ours = found["theirs"]["raised"], found["ours"]["raised"]
+        assert found["ours"]["changed"] == [], what
+        if name in STRICTER:
+            assert ours[0].startswith("StateError"), what
+        elif name not in FREER | GOES_ON:
+            assert len(theirs) == len(ours), (what, found)
+            assert ours or found["far"] <= COARSE.get(name, ROUNDING), (what, found)
