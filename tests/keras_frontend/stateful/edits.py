@@ -163,6 +163,8 @@ def hyperparameter(w: World, i: int, k: int) -> None:
         "Adafactor": [("clip_threshold", 2.0)],
     }.get(type(w.optimizer).__name__, [("beta_1", 0.75), ("epsilon", 0.5)])
     name, value = one_of(k, *choices, ("weight_decay", 0.125), ("clipnorm", 0.5))
+    if name == "momentum" and not w.optimizer.momentum:
+        raise Nothing("Keras has made no slot for it")
     if name == "clipnorm" and (w.optimizer.global_clipnorm or w.optimizer.clipvalue):
         raise Nothing("Keras has one of them")
     setattr(w.optimizer, name, value)
