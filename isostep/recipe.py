@@ -137,6 +137,7 @@ class Recipe:
         inf_norm_is_nan: an infinite norm makes every element NaN (Keras) rather than zero.
         maximize: ascend.
         decay: None, `"coupled"` or `"decoupled"`.
+        decay_mixed: some tensors decay and others do not, by a coefficient of zero.
         decay_first: the rule sees the decayed parameter (Keras); it matters to Adafactor only.
         idle: there is no gradient; only the average moves (Keras 3 averages every variable).
         master: `param` is a float32 copy, stored besides as `model` in the model's dtype.
@@ -156,6 +157,7 @@ class Recipe:
     inf_norm_is_nan: bool = False
     maximize: bool = False
     decay: Literal["coupled", "decoupled"] | None = None
+    decay_mixed: bool = False
     decay_first: bool = False
     idle: bool = False
     master: bool = False
@@ -229,20 +231,31 @@ def _stepped(xp: Any, recipe: Recipe, x: dict[str, Any], c: Any, result: StepRes
 
     decayed = p
     if recipe.decay == "coupled":
-        g = g + c.decay * p
+        g = _decaying(xp, recipe, c, g + c.decay * p, g)
     elif recipe.decay == "decoupled":
-        decayed = p - c.decay * p
+        decayed = _decaying(xp, recipe, c, p - c.decay * p, p)
     seen = decayed if recipe.decay_first else p
     update, slots = recipe.rule.update(xp, g, seen, x, c, recipe.o)
     result.stores.update(slots)
     if recipe.delta:
-        result.stores["update"] = update - c.decay * p if recipe.decay == "decoupled" else update
+        delta = update
+        if recipe.decay == "decoupled":
+            delta = _decaying(xp, recipe, c, update - c.decay * p, update)
+        result.stores["update"] = delta
     new = decayed + update
     if recipe.report:
         change = new - p
         sums["update_sq"] = xp.sum(xp.inner(change, change), per="tensor")
         sums["param_sq"] = xp.sum(xp.inner(p, p), per="tensor")
     return new
+
+
+def _decaying(xp: Any, recipe: Recipe, c: Any, with_decay: Any, without: Any) -> Any:
+    """What a tensor has where it decays, else what it has without. A coefficient of zero is not
+    enough: zero times an infinite parameter is NaN, and what does not decay may be infinite."""
+    if not recipe.decay_mixed:
+        return with_decay
+    return xp.where(xp.abs(c.decay) > 0, with_decay, without)
 
 
 def _clip(xp: Any, recipe: Recipe, g: Any, c: Any) -> Any:

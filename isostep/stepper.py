@@ -281,7 +281,7 @@ class Stepper:
         switches = self.rule.switches(SimpleNamespace(**group.values))
         clip = self.clip_of(group)
         how = (group.maximize, self.decay_of(group), clip and clip.kind, group.clip_scope)
-        return switches, how, self._decays()
+        return switches, how, self._decaying()
 
     def _static(self, group: int) -> SimpleNamespace:
         return SimpleNamespace(**self.groups[group].values)
@@ -308,7 +308,8 @@ class Stepper:
             clip_scope=group.clip_scope,
             inf_norm_is_nan=clip is not None and clip.kind in self.dialect.inf_norm_is_nan,
             maximize=o.maximize if group.maximize is None else group.maximize,
-            decay=self.decay_of(group) if self._decays() else None,
+            decay=self.decay_of(group) if any(self._decaying()) else None,
+            decay_mixed=len(self._decaying()) > 1,
             decay_first=self.spelling.decay_first,
             master=master,
             complex=complex,
@@ -325,9 +326,9 @@ class Stepper:
         """What bounds the gradients of this group."""
         return None if group.unclipped else group.clip or self.options.clip
 
-    def _decays(self) -> bool:
-        # One group's decay puts it into everyone's kernel, with a coefficient of zero.
-        return any(is_on(group.values.get("weight_decay", 0.0)) for group in self.groups)
+    def _decaying(self) -> set[bool]:
+        """Whether groups decay: one group's decay puts it into everyone's kernel."""
+        return {is_on(group.values.get("weight_decay", 0.0)) for group in self.groups}
 
     def _slot_dtype(self, slot: str, per: Domain, leaf: Leaf) -> np.dtype[Any]:
         asked = self.options.state_dtype

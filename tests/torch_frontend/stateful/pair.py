@@ -320,7 +320,7 @@ class Pair:
                 was.back(theirs)
         if a is None and b is None:
             self._compare(ran)
-            if ran.count == 1:
+            if ran.count == 1 and iteration is not None:
                 self._check_averages(before, iteration)
         self._follow()
 
@@ -333,11 +333,14 @@ class Pair:
             if self.option.patterns and names and all(map(_excluded, names)):
                 group["weight_decay"] = 0.0
 
-    def _iteration(self) -> int:
-        """The steps that isostep's averages have had."""
+    def _iteration(self) -> int | None:
+        """The steps that isostep's averages have had; None if they cannot be known."""
         if "ema" not in self.option.arguments or not self.ours.groups:
-            return 0
-        return self.ours.optimizer.state_dict()["param_groups"][0]["isostep_iteration"]
+            return None
+        try:
+            return self.ours.optimizer.state_dict()["param_groups"][0]["isostep_iteration"]
+        except KeyError:  # torch's, for the state of a parameter that is in no group
+            return None
 
     def _check_averages(self, before: Snapshot, iteration: int) -> None:
         """That averages followed the parameters, from where these or they were before the step."""
