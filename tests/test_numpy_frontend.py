@@ -931,3 +931,24 @@ def test_an_interrupt_waits_until_arrays_and_counts_agree(monkeypatch: pytest.Mo
     assert (params["w"] < 1.0).all()
     assert optimizer._stepper.steps.tolist() == [optimizer._stepper.iteration] == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("engine", ["native", "array"])
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("rule", [rule for rule in isostep.rules.names() if rule != "Adafactor"])
+def test_a_group_without_decay_is_stepped_as_if_nothing_decayed(
+    rule: str, decay: str, engine: str
+) -> None:
+    """Also where a parameter is infinite, as masks are."""
+
+    def stepped(**options: Any) -> AnyArray:
+        params = {"weight": np.ones(3), "bias": np.array([-np.inf, 1.0, np.inf])}
+        options = {"lr": 0.1, "decay": decay, "engine": engine} | options
+        optimizer = getattr(isostep, rule)(params, **options)
+        for k in range(3):
+            optimizer.step({"weight": np.ones(3), "bias": np.array([0.0, 0.5, k])})
+        return params["bias"]
+
+    mixed = stepped(weight_decay=0.1, groups=[Group("bias", weight_decay=0.0)])
+    assert not np.isnan(mixed).any()
+    np.testing.assert_array_equal(mixed, stepped(weight_decay=0.0))
