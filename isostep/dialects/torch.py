@@ -37,6 +37,8 @@ SGD = Spelling(
     quirks=(
         "torch-sgd-first-gradient-undampened: the first gradient of a parameter becomes its "
         "buffer without dampening",
+        "torch-sgd-infinite-complex: a complex gradient of which one part is infinite makes the "
+        "other part of the parameter NaN, by a product of complex numbers; isostep steps the parts",
     ),
 )
 

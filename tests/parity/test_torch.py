@@ -67,6 +67,23 @@ def test_the_first_gradient_enters_the_buffer_undampened(theirs: Reference):
     np.testing.assert_allclose(optimizer.slots("vector")["momentum_buffer"], entered, rtol=1e-15)
 
 
+@QUIRKS.shown("torch-sgd-infinite-complex")
+def test_an_infinite_part_of_a_complex_gradient_spreads_in_torch_only():
+    import torch
+
+    import isostep.torch
+
+    ends: list[torch.Tensor] = []
+    for made in (torch.optim.SGD, isostep.torch.SGD):
+        p = torch.nn.Parameter(torch.ones(1, dtype=torch.complex128))
+        p.grad = torch.tensor([complex(float("inf"), 0.5)], dtype=torch.complex128)
+        made([p], lr=0.5, foreach=False).step()
+        ends.append(torch.view_as_real(p.detach())[0])
+    assert ends[0][0] == ends[1][0] == -float("inf")
+    assert ends[0][1].isnan()
+    assert ends[1][1] == -0.25
+
+
 @QUIRKS.shown("torch-rmsprop-centered-unclamped")
 def test_centered_rmsprop_takes_roots_of_negative_numbers(theirs: Reference):
     assert np.isnan(theirs["probe", "centered-nan"]).any()
