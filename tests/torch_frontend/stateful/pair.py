@@ -506,6 +506,8 @@ class _Steps:
         return {"param": self._reference.params[p], **self._reference.slots(p)}
 
     def _behind(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._world.optimizer:  # the reference
+            return
         for group, before, rate in self._rates:
             if group["lr"] is rate:  # else the user has brought it back, after an exception
                 group["lr"] = before
@@ -517,7 +519,7 @@ class _Steps:
     def __exit__(self, *raised: object) -> None:
         self._handle.remove()
         self._after.remove()
-        self._behind(None, None, None)
+        self._behind(self._world.optimizer, None, None)
 
 
 def _coarsest(tensors: list[Any]) -> float:
