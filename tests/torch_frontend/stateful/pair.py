@@ -231,6 +231,7 @@ REFUSALS = {
     r"share memory and one is not contiguous": "documented: make them one parameter",
     r"the state .* has shape": "a state of another shape, which torch may broadcast or not look at",
     r"the gradient of parameter .* has shape": "a gradient of another shape",
+    r"the gradient of parameter .* has no kernel": "a real gradient of a complex parameter",
 }
 """Where isostep may refuse what torch steps, and why."""
 REFUSALS_OF_AVERAGES = {
