@@ -44,3 +44,22 @@ _OPERATIONS: dict[str, Any] = OPERATORS | {
     "minimum": ops.minimum,
     "where": ops.where,
 }
+
+if backend.backend() == "torch":
+    # There ops.maximum and ops.minimum are float32 whatever their arguments are.
+    import torch
+
+    def _in_own_dtype(function: Any) -> Any:
+        def apply(x: Any, y: Any) -> Any:
+            x, y = (
+                torch.as_tensor(v, dtype=None if ops.is_tensor(v) else torch.float64)
+                for v in (x, y)
+            )
+            return function(x, y)  # a tensor without axes leaves the dtype to the other
+
+        return apply
+
+    _OPERATIONS |= {
+        "maximum": _in_own_dtype(torch.maximum),
+        "minimum": _in_own_dtype(torch.minimum),
+    }

@@ -16,6 +16,7 @@ from keras import ops
 
 import isostep.keras
 from isostep import Group
+from isostep.keras.namespace import KerasNamespace
 from tests.keras_rules import RULES
 
 BACKEND = keras.backend.backend()
@@ -180,6 +181,20 @@ def sums() -> dict[str, float]:
                 optimizer.apply(grads, [known[n] for n in named])
             ends.append([array(v) for v in [*known.values(), *optimizer.variables]])
         found[name] = worst(ends)
+    return found
+
+
+def dtypes() -> list[str]:
+    """Operations of array code whose result is of another dtype than their arguments."""
+    xp, found = KerasNamespace(), list[str]()
+    for dtype in ("float32", "float64") if BACKEND != "jax" else ("float32",):
+        x = ops.convert_to_tensor(np.array([0.1, 0.7, np.nan]), dtype=dtype)
+        for op in ("maximum", "minimum"):
+            for other in (x[1], ops.convert_to_tensor(0.5, dtype=dtype)):
+                result = xp.apply(op, [x, other])
+                exact = array(result)[0] in (array(x)[0], array(other))
+                if xp.dtype(result) != dtype or not exact or not np.isnan(array(result)[2]):
+                    found.append(f"{op} of {dtype}: {result}")
     return found
 
 
@@ -373,6 +388,7 @@ LOOKS = (
     compiled_rows,
     twice,
     sums,
+    dtypes,
     empty,
     rates,
     excluded,

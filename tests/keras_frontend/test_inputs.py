@@ -42,6 +42,10 @@ def test_sums_of_gradients_are_forgotten_where_keras_forgets_them(found: Any) ->
     assert max(found["sums"].values()) <= ROUNDING
 
 
+def test_array_code_keeps_the_dtype_of_its_arguments(found: Any) -> None:
+    assert found["dtypes"] == []
+
+
 def test_variables_without_elements_change_nothing(found: Any) -> None:
     assert len(found["empty"]) == 7
     assert max(found["empty"].values()) <= ROUNDING
