@@ -42,6 +42,21 @@ class Lock(_RLock):
         return Lock()
 
 
+def under(lock: Lock, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a function under a lock.
+
+    An exception may strike between any two instructions, so also before a `with` lets go of the
+    lock: that is done twice.
+    """
+    held = lock._is_owned()
+    try:
+        with lock:
+            return function(*args, **kwargs)
+    finally:
+        while not held and lock._is_owned():
+            lock.release()
+
+
 def locked(
     method: Callable[Concatenate[_Self, _P], _T],
 ) -> Callable[Concatenate[_Self, _P], _T]:
@@ -49,8 +64,7 @@ def locked(
 
     @functools.wraps(method)
     def under_lock(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with self._lock:
-            return method(self, *args, **kwargs)
+        return under(self._lock, method, self, *args, **kwargs)
 
     return under_lock
 

@@ -25,7 +25,7 @@ from isostep.dialects import Spelling
 from isostep.dialects.paddle import STEPPED
 from isostep.errors import HyperparameterError, ParameterError
 from isostep.extension import Cause
-from isostep.lock import Lock, locked
+from isostep.lock import Lock, locked, under
 from isostep.paddle import accumulators, own_step
 from isostep.paddle.arrays import Arrays
 from isostep.paddle.binding import Binding, Roster
@@ -372,8 +372,7 @@ class FusedStep(Framework):
         for param in stepped:
             counts[param.name] = counts.get(param.name, 0) + 1
         self._report, self.ran_without_kernels = None, "paddle.optimizer"
-        with self._leaving:
-            result = theirs(*args)
+        result = under(self._leaving, theirs, *args)
         self.count(counts, self._iteration + bool(stepped), self._skipped)
         return result
 
@@ -650,5 +649,4 @@ def _with_memory(own: Roster, grads: list[Any]) -> tuple[Roster, list[Any]]:
 @no_eval_frame
 def _step_now(optimizer: FusedStep) -> None:
     """The step itself, which a compiled training step calls as it is."""
-    with optimizer._lock:
-        optimizer._step_in_graph()
+    under(optimizer._lock, optimizer._step_in_graph)

@@ -11,7 +11,7 @@ from isostep.errors import ParameterError
 from isostep.functional import stand_in
 from isostep.paddle.accumulators import unkept
 from isostep.paddle.hyper import Factor, Hyperparameters, rate_of
-from isostep.paddle.tensors import dtype_name
+from isostep.paddle.tensors import check_dtype, dtype_name
 from isostep.plan import Plan
 from isostep.rules import Rule
 from isostep.stepper import Engine, Stepper
@@ -53,6 +53,9 @@ def of_stand_ins(
         params: the parameters.
         rate: the learning rate times a factor.
         engine: what runs a step; default: what the optimizer was asked for.
+
+    Raises:
+        ParameterError: a parameter is not of a known floating dtype.
     """
     groups, membership, factors = hyper.groups(raw)
     for group, factor in zip(groups, factors, strict=True):
@@ -67,6 +70,7 @@ def of_stand_ins(
         unkept,
     )
     for param, group in zip(params, membership, strict=True):
+        check_dtype(param)
         own = stand_in(tuple(param.shape), dtype_name(param.dtype))
         made.add(param.name, own, group, own=own)
     return made

@@ -82,6 +82,15 @@ def check_steppable(param: Any) -> None:
             f"parameter {param.name!r} has less memory than its shape {tuple(param.shape)} needs: "
             f"give it values again; nothing was changed"
         )
+    check_dtype(param)
+
+
+def check_dtype(param: Any) -> None:
+    """Refuse parameters that are not of a known floating dtype.
+
+    Raises:
+        ParameterError: this one is not.
+    """
     if dtype_name(param.dtype) not in DTYPES:
         raise ParameterError(
             f"parameter {param.name!r} is {param.dtype}: use one of {', '.join(DTYPES)}"

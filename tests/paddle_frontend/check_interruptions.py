@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from paddle.nn import ClipGradByGlobalNorm
 
 import isostep.paddle
 from tests.fuzzing import runs
-from tests.interruptions import Training, check
+from tests.interruptions import Struck, Training, by_exception, check, instructions
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "one pass": ("AdamW", {"amsgrad": True}),
@@ -75,6 +77,20 @@ def _parameter(shape: list[int], dtype: str) -> Any:
 
 def _bytes(tensor: Any) -> bytes:
     return np.asarray(tensor.detach().astype("float64").numpy()).tobytes()
+
+
+def test_an_exception_leaves_the_lock_to_other_threads() -> None:
+    whole = training("one pass")
+    for taken in range(3):
+        whole.step(taken)
+    length = instructions(lambda: whole.step(2), None, by_exception)
+    for place in range(length - 100, length + 1):  # the lock is let go of at the end
+        with contextlib.suppress(Struck, RuntimeError):
+            instructions(lambda: whole.step(2), place, by_exception)
+        thread = threading.Thread(target=whole.step, args=(2,), daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive(), f"instruction {place}"
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -165,11 +165,13 @@ class World:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        """Parameters and accumulators, by name."""
+        """Parameters and accumulators, by name; Paddle also makes accumulators of parameters
+        without memory, which it then passes over."""
         optimizer = self.optimizer
         found = {f"param {k}": p for k, p in enumerate(self.params)}
+        empty = {p.name for p in self.params} - {p.name for p in self.params if p._is_initialized()}
         for name, held in optimizer._accumulators.items():
-            found |= {f"{name} {param}": tensor for param, tensor in held.items()}
+            found |= {f"{name} {param}": held[param] for param in held.keys() - empty}
         return {name: tensor.numpy() for name, tensor in found.items() if _whole(tensor)}
 
 

@@ -27,6 +27,7 @@ NUMBERS = len(STEPS)
 PADDLES_OWN = {
     "is not registered": "Paddle has no kernel, as to clip by norms in float64",
     "must be the same Tensor": "Paddle's RMSProp takes no strided parameters",
+    "should in state dict": "Paddle begins nothing anew after a load",
     "does not match the type of data": "Paddle has one learning rate, of one dtype",
 }
 """What Paddle fails with where isostep may step, and why."""

@@ -55,9 +55,10 @@ def in_a_thread(world: World, k: int) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "another thread holds the lock"
     if raised:
         raise raised[0]
 
