@@ -698,6 +698,11 @@ def its_own_state_is_loaded(world: World, i: int, k: int) -> None:
     state = world.optimizer.state_dict()
     if state:
         world.optimizer.set_state_dict(state)
+    if not world.ours:  # isostep gives what it loads memory of its own
+        for held in world.optimizer._accumulators.values():
+            for param, tensor in held.items():
+                held[param] = tensor.clone()
+                held[param].name = tensor.name
 
 
 def _stepped(world: World) -> dict[str, Any]:
