@@ -79,7 +79,7 @@ def read(state: Any, slots: Collection[str]) -> Kept:
     """
     if isinstance(state, State):
         return Kept(dict(state.slots), {"": state.count}, *state[2:])
-    if not isinstance(state, tuple):
+    if not isinstance(state, tuple | list):
         raise HyperparameterError(
             f"the state is a {type(state).__name__}, and neither optax' nor isostep's: if it comes "
             f"from a file, restore it into the structure of optimizer.init(params)"
@@ -113,7 +113,8 @@ def owners(state: Any) -> list[str]:
     if hasattr(state, "_fields"):
         inner = getattr(state, _INNER, ())
         return [type(state).__name__, *owners(inner)]
-    return [name for part in state for name in owners(part)] if isinstance(state, tuple) else []
+    parts = state if isinstance(state, tuple | list) else ()
+    return [name for part in parts for name in owners(part)]
 
 
 def rebuilt(state: Any, new: Field) -> Any:
@@ -125,6 +126,6 @@ def rebuilt(state: Any, new: Field) -> Any:
             for name, value in state._asdict().items()
         }
         return state._replace(**values)
-    if isinstance(state, tuple):
+    if isinstance(state, tuple | list):  # optax takes a list, and gives back a tuple
         return tuple(rebuilt(part, new) for part in state)
     return state

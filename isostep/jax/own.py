@@ -105,11 +105,6 @@ class Own:
         return list(self.read(self._empty()).slots)
 
     @cached_property
-    def counts(self) -> list[str]:
-        """The states of optax in which it counts."""
-        return list(self.read(self._empty()).counts)
-
-    @cached_property
     def states(self) -> list[str]:
         """The states of optax that one of its states consists of."""
         return owners(self._empty())

@@ -125,8 +125,7 @@ class States:
                 f"none, begins with optimizer.init(params)"
             )
         kept = own.read(state)
-        counted = set(own.counts) <= kept.counts.keys()
-        if kept.slots.keys() != set(own.slots) or not counted:
+        if owners(state) != own.states or kept.slots.keys() != set(own.slots):
             raise HyperparameterError(
                 f"the state is {', '.join(owners(state)) or 'empty'}, and optax.{own.name} with "
                 f"these arguments has {', '.join(own.states)}: begin with optimizer.init(params)"

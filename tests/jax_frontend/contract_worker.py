@@ -247,6 +247,31 @@ def shapes() -> dict[str, Any]:
     return differing(cases)
 
 
+def edited_states() -> dict[str, Any]:
+    """States that users have put together anew, of another structure than `init` gives."""
+    params = tree(0, "float64")
+    grads = tree(2, "float64")
+
+    def step(o: Any, edit: Callable[[Any], Any]) -> Any:
+        return outcome(lambda: described(o.update(grads, edit(o.init(params)), params)))
+
+    edits: dict[str, Callable[[Any], Any]] = {
+        "cut": lambda state: state[:-1],
+        "longer": lambda state: (*state, optax.EmptyState()),
+        "a list": list,
+        "nothing": lambda _: (),
+    }
+    cases: dict[str, Callable[[], tuple[Any, Any]]] = {}
+    for rule in RULES:
+        for name, edit in edits.items():
+
+            def case(rule: str = rule, edit: Any = edit) -> Any:
+                return tuple(step(o, edit) for o in pair(rule))
+
+            cases[f"{rule}: {name}"] = case
+    return differing(cases)
+
+
 def with_extras(rule: str) -> Any:
     """Ours with more to keep than optax has a place for."""
     name, given = RULES[rule]
@@ -417,6 +442,7 @@ LOOKS = (
     leaves,
     shapes,
     explicit,
+    edited_states,
     complex_numbers,
     refusals,
     modes,

@@ -28,6 +28,7 @@ SAME = {
     "leaves": 15 * 9,  # rules, kinds of leaves
     "shapes": 15 * 13,  # rules, forms of a tree
     "explicit": 15,  # rules
+    "edited_states": 15 * 4,  # rules, edits
 }
 
 
