@@ -226,15 +226,13 @@ class Pair:
         coarsest = max(EPS[t.dtype] for t in tensors)
         # Keras has norms, and the rates and decays of Adafactor, in float32.
         norms = self.ours.optimizer.clipnorm or self.ours.optimizer.global_clipnorm
-        wide = (
-            all(t.dtype == torch.float64 for t in tensors if t.ndim)
-            and not norms
-            and self.rule != "Adafactor"
-        )
-        return max(
-            EPS[torch.float64 if wide else torch.float32],
-            coarsest if self._reread or as_keras else 0.0,
-        )
+        wide = all(v._value.dtype == torch.float64 for v in self.ours.stepped()) and not norms
+        rounding = [EPS[torch.float64 if wide and self.rule != "Adafactor" else torch.float32]]
+        if self._reread or as_keras:
+            rounding.append(coarsest)
+        if self.ours.odd:  # array code assigns, and Keras then casts to what it has for a dtype
+            rounding += [EPS[getattr(torch, v.dtype)] for v in self.ours.variables]
+        return max(rounding)
 
     @property
     def _reread(self) -> bool:
@@ -278,7 +276,11 @@ class Reference(World):
         self.optimizer.build(self.variables)
         for mine, theirs in zip(self.optimizer._variables, world.kept(), strict=True):
             if theirs is not None:
-                mine._value.data = theirs._value.detach().to(mine._value.dtype, copy=True)
+                real = (
+                    mine._value.is_floating_point()
+                )  # else one that counts, or that nothing reads
+                dtype = mine._value.dtype if real else theirs._value.dtype
+                mine._value.data = theirs._value.detach().to(dtype, copy=True)
         wide = [g if g is None else torch.as_tensor(g).detach().double() for g in self.grads]
         _outcome(how, self, wide)
 

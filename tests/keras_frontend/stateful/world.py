@@ -68,10 +68,17 @@ class World:
         """The variables of the optimizer, in Keras' order; what isostep does not keep is None."""
         return [None if isinstance(v, Absent) else v for v in self.optimizer._variables]
 
+    def slots(self) -> list[Any]:
+        """What is kept beside the count and the learning rate."""
+        return self.kept()[2:]
+
+    def stepped(self) -> list[Any]:
+        """The variables of which numbers are made."""
+        return [*self.variables, *(v for v in self.slots() if v is not None)]
+
     def slot(self, i: int) -> Any:
         """One of the slots that a step reads."""
-        first = 2  # after the count and the learning rate
-        slots = self.kept()[first:]
+        slots = self.slots()
         found = slots[i % len(slots)] if slots else None
         if found is None:
             raise Nothing("it is not kept")
