@@ -516,7 +516,7 @@ def save(w: World, i: int, k: int) -> None:
 @edit
 def load(w: World, i: int, k: int) -> None:
     saved = w.saved_state(i) if k % 2 else w.optimizer.state_dict()
-    w.optimizer.load_state_dict(saved if k % 3 else copy.deepcopy(saved))
+    w.load(saved if k % 3 else copy.deepcopy(saved))
 
 
 @edit
@@ -524,14 +524,14 @@ def load_through_a_file(w: World, i: int, k: int) -> None:
     file = io.BytesIO()
     torch.save(w.optimizer.state_dict(), file)
     file.seek(0)
-    w.optimizer.load_state_dict(torch.load(file, weights_only=True))
+    w.load(torch.load(file, weights_only=True))
 
 
 @edit
 def load_into_a_new_one(w: World, i: int, k: int) -> None:
     saved = w.optimizer.state_dict()
     w.optimizer = w.anew()
-    w.optimizer.load_state_dict(saved if k % 2 else copy.deepcopy(saved))
+    w.load(saved if k % 2 else copy.deepcopy(saved))
 
 
 @edit
@@ -553,7 +553,7 @@ def load_an_edited_state(w: World, i: int, k: int) -> None:
         saved["param_groups"].append(saved["param_groups"][0])  # is refused
     else:
         saved["param_groups"][0]["params"].append(99)  # is refused
-    w.optimizer.load_state_dict(saved)
+    w.load(saved)
 
 
 @edit

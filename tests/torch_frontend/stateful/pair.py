@@ -569,7 +569,16 @@ def _strike(step: Callable[[], Any], place: int) -> None:
     except BaseException as error:  # libraries turn it into errors of their own
         if not struck:
             raise
+        _let_go(step)
         raise Interrupted from error
+
+
+def _let_go(step: Any) -> None:
+    """Release the optimizer's lock where it is still held: a trace function can raise between the
+    end of a `with` block and the call that leaves it, where signals and errors cannot."""
+    lock = step.__self__._lock
+    while lock._is_owned():
+        lock.release()
 
 
 def _outcome(act: Callable[[World], None], world: World) -> BaseException | None:

@@ -71,6 +71,16 @@ class World:
         for part in self._split(group) if self._split else [group]:
             self.optimizer.add_param_group(part)
 
+    def load(self, saved: Any) -> None:
+        """Load a state. What torch refuses it may have loaded in part; here it has not then."""
+        before = self.optimizer.state, self.optimizer.param_groups
+        try:
+            self.optimizer.load_state_dict(saved)
+        except Exception:
+            if self._strike is None:  # isostep is to see to it itself
+                self.optimizer.state, self.optimizer.param_groups = before
+            raise
+
     def anew(self) -> Any:
         """An optimizer for the same groups, without a state."""
         if not self._named:
