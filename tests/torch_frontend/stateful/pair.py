@@ -228,6 +228,7 @@ REFUSALS = {
     r"^Interrupted": "an exception out of nowhere, before anything was written",
     r"does not support sparse|not compatible with sparse": "as torch does, whose "
     "gradients are made dense here where an option is imitated",
+    r"Adafactor does not support complex": "as torch does, unless a skipped step has no gradients",
     r"share memory and one is not contiguous": "documented: make them one parameter",
     r"the state .* has shape": "a state of another shape, which torch may broadcast or not look at",
     r"the gradient of parameter .* has shape": "a gradient of another shape",
