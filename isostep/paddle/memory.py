@@ -7,14 +7,13 @@ compared with what was found when these addresses were taken.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 from isostep.engines import objects
 from isostep.paddle import raw
-from isostep.paddle.tensors import addresses
+from isostep.paddle.tensors import addresses, extent
 
 
 class Watch:
@@ -73,8 +72,9 @@ def _asked(tensors: list[Any]) -> objects.Same:
 
 
 def overlapping(tensors: Sequence[Any]) -> tuple[int, int] | None:
-    """The places of two contiguous tensors that share memory; None if no two do."""
-    sizes = [math.prod(t.shape) * t.element_size() for t in tensors]
+    """The places of two tensors between whose first and last elements there are elements of both;
+    None if there are no two."""
+    sizes = [extent(t) * t.element_size() for t in tensors]
     spans = sorted(
         (start, start + size, k)
         for k, (start, size) in enumerate(zip(addresses(tensors).tolist(), sizes, strict=True))

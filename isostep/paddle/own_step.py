@@ -57,10 +57,9 @@ def of_memory(optimizer: Any, params: Sequence[Any], strided: bool = False) -> C
                 f"with {name} not contiguous, which Paddle's own step copies",
                 "give it contiguous memory: tensor.set_value(tensor.contiguous())",
             )
-    contiguous = [(name, tensor) for name, tensor in found if tensor.is_contiguous()]
-    shared = overlapping([tensor for _, tensor in contiguous])
+    shared = overlapping([tensor for _, tensor in found])
     if shared:
-        first, second = (contiguous[k][0] for k in shared)
+        first, second = (found[k][0] for k in shared)
         return Cause(
             f"with memory that {first} and {second} share: Paddle's own step writes one after the "
             f"other",

@@ -56,14 +56,25 @@ def numpy_view(tensor: Any) -> NDArray[Any]:
 
 
 def has_memory(tensor: Any) -> bool:
-    """Whether a tensor is a dense one that has the memory its shape needs."""
+    """Whether a tensor is a dense one that has the memory its shape and strides need."""
     if not tensor.is_dense() or not tensor._is_initialized():
         return False
     try:
         tensor.data_ptr()
     except RuntimeError:  # it has less
         return False
-    return True
+    if tensor.is_contiguous():
+        return True
+    # Paddle's cast_ leaves strides that lead out of the new memory.
+    return tensor._offset() + extent(tensor) * tensor.element_size() <= tensor._holder_size()
+
+
+def extent(tensor: Any) -> int:
+    """From the first to the last element of a tensor, in elements."""
+    count = math.prod(tensor.shape)
+    if not count or tensor.is_contiguous():
+        return count
+    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.get_strides(), strict=True))
 
 
 def on_cpu(tensor: Any) -> bool:

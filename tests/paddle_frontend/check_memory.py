@@ -177,3 +177,11 @@ def test_a_gradient_without_its_memory_is_not_usual() -> None:
 def test_shared_memory_is_found(spans: list[tuple[int, int]], found: Any) -> None:
     whole = paddle.ones([16])
     assert overlapping([whole[a:b] for a, b in spans]) == found
+
+
+def test_memory_that_strided_tensors_share_is_found() -> None:
+    whole = paddle.ones([4, 6])
+    turned, columns = whole.transpose([1, 0]), whole[:, 1:3]
+    assert overlapping([turned, columns]) == (0, 1)
+    assert overlapping([whole[:2], whole[2:, ::2]]) is None
+    assert overlapping([whole[0], columns]) == (0, 1)

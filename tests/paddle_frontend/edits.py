@@ -126,11 +126,16 @@ def a_new_tensor_takes_its_place(world: World, i: int, k: int) -> None:
     new._share_underline_tensor_to(param)
 
 
+def _layer(param: Any) -> Any:
+    param.clear_gradient(set_to_zero=False)  # Paddle ends the process over one that has rows only
+    layer = paddle.nn.Layer()
+    layer.add_parameter("weight", param)
+    return layer
+
+
 @edit()
 def a_layer_goes_to_the_cpu(world: World, i: int, k: int) -> None:
-    layer = paddle.nn.Layer()
-    layer.add_parameter("weight", world.some(i))
-    layer.to(device="cpu")
+    _layer(world.some(i)).to(device="cpu")
 
 
 @edit()
@@ -213,9 +218,7 @@ def cast(world: World, i: int, k: int) -> None:
 
 @edit(then="refused", rules=SLOTTED)
 def a_layer_is_cast(world: World, i: int, k: int) -> None:
-    layer = paddle.nn.Layer()
-    layer.add_parameter("weight", world.some(i))
-    layer.to(dtype="float32" if world.dtype == "float64" else "float64")
+    _layer(world.some(i)).to(dtype="float32" if world.dtype == "float64" else "float64")
 
 
 @edit(then="refused")
@@ -781,7 +784,7 @@ def a_copy_of_the_optimizer(world: World, i: int, k: int) -> None:
 
 @edit()
 def everything_is_copied(world: World, i: int, k: int) -> None:
-    names = {p.name: p for p in world.params}
+    names = [p.name for p in world.params]
     world.optimizer.helper = None  # programs, of which there are no copies
     world.optimizer._learning_rate_map.clear()
     world.params, world.optimizer = copy.deepcopy((world.params, world.optimizer))

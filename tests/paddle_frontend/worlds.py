@@ -172,7 +172,7 @@ class World:
         empty = {p.name for p in self.params} - {p.name for p in self.params if p._is_initialized()}
         for name, held in optimizer._accumulators.items():
             found |= {f"{name} {param}": held[param] for param in held.keys() - empty}
-        return {name: tensor.numpy() for name, tensor in found.items() if _whole(tensor)}
+        return {name: tensor.numpy() for name, tensor in found.items() if whole(tensor)}
 
 
 def make(rule: str, grouped: bool, dtype: str = "float64", **options: Any) -> tuple[World, World]:
@@ -229,7 +229,7 @@ def _give(param: Any, gradient: Any) -> None:
 
 def _write(tensor: Any, other: Any) -> None:
     """Write the values of another tensor of the same shape into the memory of one."""
-    if _whole(tensor) and _whole(other) and str(tensor.dtype) == str(other.dtype):
+    if whole(tensor) and whole(other) and str(tensor.dtype) == str(other.dtype):
         new = other.numpy()
         size = tensor._holder_size() - tensor._offset()
         memory = (ctypes.c_char * size).from_address(tensor.data_ptr())
@@ -237,6 +237,10 @@ def _write(tensor: Any, other: Any) -> None:
         np.ndarray(new.shape, new.dtype, memory, strides=strides)[...] = new
 
 
-def _whole(tensor: Any) -> bool:
-    """Whether a tensor has the memory that its shape needs."""
-    return tensor._holder_size() >= tensor.element_size() * np.prod(tensor.shape) > 0
+def whole(tensor: Any) -> bool:
+    """Whether a tensor has elements, and the memory that its shape and strides need."""
+    if not tensor._is_initialized() or 0 in tensor.shape:
+        return False
+    pairs = zip(tensor.shape, tensor.get_strides(), strict=True)
+    elements = 1 + sum((n - 1) * step for n, step in pairs)
+    return tensor._offset() + elements * tensor.element_size() <= tensor._holder_size()
