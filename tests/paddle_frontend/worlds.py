@@ -164,6 +164,11 @@ class World:
             other.optimizer._already_create_accumulator
         )
 
+    def tensors(self) -> list[Any]:
+        """Parameters and accumulators."""
+        held = self.optimizer._accumulators.values()
+        return [*self.params, *(tensor for each in held for tensor in each.values())]
+
     def snapshot(self) -> dict[str, Any]:
         """Parameters and accumulators, by name; Paddle also makes accumulators of parameters
         without memory, which it then passes over."""
