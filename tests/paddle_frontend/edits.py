@@ -701,10 +701,10 @@ def its_own_state_is_loaded(world: World, i: int, k: int) -> None:
     state = world.optimizer.state_dict()
     if state:
         world.optimizer.set_state_dict(state)
-    if not world.ours:  # isostep gives what it loads memory of its own
+    if not world.ours:  # isostep gives what it loads memory of its own, in Paddle's shapes
         for held in world.optimizer._accumulators.values():
             for param, tensor in held.items():
-                held[param] = tensor.clone()
+                held[param] = tensor.reshape(tensor.shape or [1]).clone()
                 held[param].name = tensor.name
 
 
