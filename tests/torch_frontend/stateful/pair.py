@@ -421,13 +421,15 @@ class Pair:
         if self._loads and not ran.count:  # torch's loading casts slots to the parameter's dtype
             assert same_bits(a, b.to(a.dtype)), (what, a, b)
             return
-        # torch's SGD makes its buffer of the first gradient; isostep's has the parameter's dtype.
-        made_of_another = self._given == "of_another_dtype" and "momentum_buffer" in what
+        # torch's SGD and Adafactor make slots of the first gradient, isostep of the parameter.
+        of_gradient = "momentum_buffer" in what or self.name == "Adafactor"
+        made_of_another = self._given == "of_another_dtype" and of_gradient
         assert a.dtype == b.dtype or made_of_another, (what, a.dtype, b.dtype)
         assert a.device == b.device, (what, a.device, b.device)
         if not readable(b):
             return
-        if not ran.count or self.ours.optimizer.ran == ["torch.optim"]:
+        own = ran.count == 1 and self.ours.optimizer.ran == ["torch.optim"]
+        if not ran.count or own:
             assert same_bits(a, b), (what, a, b)
             return
         once = isinstance(right, Tensor) and right.shape == b.shape
