@@ -19,8 +19,8 @@ from benchmarks.models import Floats
 from benchmarks.timing import Contestant
 from isostep.compile import machine_code
 from isostep.compile.layout import flat_chunks
-from isostep.engines import threads
 from isostep.engines.native import SERIAL_BELOW
+from isostep.engines.threads import HOST
 from isostep.numpy import Optimizer
 
 NAME = "copy"
@@ -86,7 +86,7 @@ class _Sweep:
 
         def run() -> None:
             assert keep
-            threads.run(code, bounds, context.ctypes.data)
+            HOST.run(code, bounds, context.ctypes.data)
 
         return run
 
@@ -99,7 +99,7 @@ class _Sweep:
 
 def _cut(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """One contiguous range of chunks for each thread, of equal work."""
-    parts = threads.thread_count() if lengths.sum() >= SERIAL_BELOW else 1
+    parts = HOST.count() if lengths.sum() >= SERIAL_BELOW else 1
     total = np.cumsum(lengths)
     ends = np.searchsorted(total, total[-1] * np.arange(1, parts) / parts) + 1
     edges = np.unique(np.concatenate([[0], ends, [len(lengths)]]))

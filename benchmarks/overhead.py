@@ -5,30 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from benchmarks.timing import PAUSE, WARM_UP, Budget, Contestant, wake
-from isostep.engines import native, threads
+from isostep.engines.threads import Crew
 
 
 @contextmanager
 def _counted() -> Iterator[list[float]]:
     """The seconds that passes take inside this context, one entry for each call."""
     seconds: list[float] = []
-    run = threads.run
-    count = threads.thread_count
+    run = Crew.run
 
     def timed(*arguments: Any) -> None:
         start = time.perf_counter()
         run(*arguments)
         seconds.append(time.perf_counter() - start)
 
-    # In the engine only: kernels that look for gradients are part of what is not a pass.
-    with mock.patch.object(native, "threads", SimpleNamespace(run=timed, thread_count=count)):
+    # Passes only: kernels that look for gradients run serially, and are part of the rest.
+    with mock.patch.object(Crew, "run", timed):
         yield seconds
 
 

@@ -34,11 +34,13 @@ _HOMES = {
     "PartError": "isostep.errors",
     "StateError": "isostep.errors",
     "UnknownNameError": "isostep.errors",
+    "set_num_threads": "isostep.engines.threads",
 }
 _MODULES = ("dialects", "rules", "schedules", "numpy")
 
 if TYPE_CHECKING:
     from isostep import dialects, numpy, rules, schedules
+    from isostep.engines.threads import set_num_threads
     from isostep.errors import (
         GradientError,
         HyperparameterError,
@@ -87,6 +89,7 @@ __all__ = [
     "numpy",
     "rules",
     "schedules",
+    "set_num_threads",
 ]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from isostep import dialects, extension, rules
 from isostep.engines.leaf import Leaf
+from isostep.engines.threads import HOST, Crew
 from isostep.errors import HyperparameterError, StateError
 from isostep.functional import stand_in
 from isostep.groups import Group, as_groups, assign
@@ -251,6 +252,11 @@ class FusedOptimizer(Framework):
         """What runs a step."""
         return "array"
 
+    @property
+    def crew(self) -> Crew:
+        """The threads that kernels run on."""
+        return HOST
+
     def concretely(self) -> AbstractContextManager[Any]:
         """A context in which schedules give numbers, also while a step is traced."""
         raise NotImplementedError
@@ -347,7 +353,14 @@ class FusedOptimizer(Framework):
         spelling = dialect.spelling(rule)
         options = self.options()
         made = Stepper(
-            rule, dialect, spelling, groups, options, engine, allocate or self._stand_in_slot
+            rule,
+            dialect,
+            spelling,
+            groups,
+            options,
+            engine,
+            allocate or self._stand_in_slot,
+            crew=self.crew,
         )
         for index, (variable, group) in enumerate(zip(variables, membership, strict=True)):
             if getattr(variable, "overwrite_with_gradient", False):

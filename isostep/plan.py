@@ -42,10 +42,12 @@ class Plan:
     Args:
         entries: one for each parameter.
         groups: the hyperparameters of each group, by its pattern.
+        threads: on how many threads kernels run, and who says so; empty if none run.
     """
 
     entries: list[PlanEntry]
     groups: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    threads: str = ""
 
     def left_to(self, kernel: str) -> Plan:
         """The same state, stepped by something that isostep knows no bytes of."""
@@ -88,6 +90,7 @@ class Plan:
         ]
         columns = ["parameter", "shape", "dtype", "group", "slots", "state B", "step B", "kernel"]
         notes = [f"state {self.state_bytes:,} B; moved by a step {self.step_bytes:,} B"]
+        notes += [f"kernels run on {self.threads}"] * bool(self.threads)
         notes += [
             f"group {name}: " + ", ".join(f"{k}={v}" for k, v in values.items())
             for name, values in self.groups.items()

@@ -62,7 +62,7 @@ def row_runner(stepper: Stepper, index: int, rows: Any, values: AnyArray) -> Nat
         title=stepper.rule.name,
         guards=flushing.guards(recipe),
     )
-    return NativeRunner(cohort, np.stack(columns, axis=1))
+    return NativeRunner(cohort, np.stack(columns, axis=1), stepper.crew)
 
 
 def _addresses(array: AnyArray, rows: Any, width: int) -> Any:

@@ -29,6 +29,7 @@ from isostep.engines.headers import addresses
 from isostep.engines.leaf import AnyArray, Leaf
 from isostep.engines.native import NativeRunner
 from isostep.engines.selection import Cohorts, Kind, Selection, kind_of
+from isostep.engines.threads import HOST, Crew
 from isostep.errors import GradientError, HyperparameterError, PartError
 from isostep.plan import Plan, PlanEntry
 from isostep.rates import LR_RATIO
@@ -184,6 +185,7 @@ class Stepper:
         engine: what runs the passes.
         allocate: makes the arrays that are kept.
         namespace: whose arrays the array engine works on.
+        crew: the threads that kernels run on.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class Stepper:
         engine: Engine,
         allocate: Allocate = new_array,
         namespace: ArrayNamespace = NUMPY,
+        crew: Crew = HOST,
     ) -> None:
         self.rule, self.dialect, self.spelling = rule, dialect, spelling
         self.groups, self.options, self.engine = list(groups), options, engine
@@ -207,7 +210,7 @@ class Stepper:
         self._taken = _Taken([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._codes: list[Any] | None = None
         self._recipes: dict[Any, Recipe] = {}
-        self._allocate, self._namespace = allocate, namespace
+        self._allocate, self._namespace, self.crew = allocate, namespace, crew
         self._cohorts = self._new_cohorts()
 
     def add(self, name: str, array: AnyArray, group: int, steps: int = 0, own: Any = None) -> Leaf:
@@ -393,7 +396,7 @@ class Stepper:
         found = addresses([leaf.arrays[name] for leaf in leaves for name in names])
         table = np.zeros((len(leaves), len(cohort.arrays)), dtype=np.int64)
         table[:, [cohort.column(name) for name in names]] = found.reshape(len(leaves), -1)
-        return NativeRunner(cohort, table)
+        return NativeRunner(cohort, table, self.crew)
 
     def step(
         self,
@@ -609,7 +612,8 @@ class Stepper:
                     leaf.staged,
                 )
             )
-        return Plan(entries, {g.name: g.shown for g in self.groups})
+        threads = self.crew.told if self.engine == "native" else ""
+        return Plan(entries, {g.name: g.shown for g in self.groups}, threads)
 
 
 def _model_dtype(cohort: Cohort) -> str:

@@ -20,8 +20,8 @@ from isostep.compile.arrays import Array
 from isostep.compile.numba_source import scratch_bytes, write_module
 from isostep.compile.pass_writer import CONTEXT, FLUSHING
 from isostep.compile.schedule import Schedule
-from isostep.engines import threads
 from isostep.engines.cohort import Cohort, Floats
+from isostep.engines.threads import HOST, Crew
 
 Table = NDArray[np.int64]
 
@@ -55,12 +55,13 @@ class NativeRunner:
         cohort: the tensors.
         addresses: address of each array, of shape (tensors, arrays); the column of an array that
             is given anew each step may hold anything until `refresh`.
+        crew: the threads that it runs on.
     """
 
     engine = "native"
 
-    def __init__(self, cohort: Cohort, addresses: Table) -> None:
-        self.cohort = cohort
+    def __init__(self, cohort: Cohort, addresses: Table, crew: Crew = HOST) -> None:
+        self.cohort, self.crew = cohort, crew
         self.addresses = np.ascontiguousarray(addresses, dtype=np.int64)
         self.source, scratch = _source_of(cohort)
         self.kernel = machine_code.build(self.source, FLUSHING)
@@ -79,7 +80,7 @@ class NativeRunner:
 
     def of(self, places: NDArray[np.intp]) -> NativeRunner:
         """A runner of some of the tensors; see `cohort.Runner`."""
-        return NativeRunner(self.cohort.of(places), self.addresses[places])
+        return NativeRunner(self.cohort.of(places), self.addresses[places], self.crew)
 
     def refresh(self, name: str, addresses: Table) -> None:
         """Set the addresses of array `name`, one for each tensor."""
@@ -125,12 +126,12 @@ class _Walk:
         self._bounds: dict[tuple[int, bool], Table] = {}
         self._scratch: list[NDArray[np.uint8]] = []
 
-    def bounds(self, tasks: bool) -> Table:
+    def bounds(self, tasks: bool, crew: Crew) -> Table:
         """Chunks (or column tasks) cut into one contiguous range for each thread, of equal work."""
-        threads_now = 1 if self._serial else threads.thread_count()
-        key = (threads_now, tasks)
+        threads = 1 if self._serial else crew.count()
+        key = (threads, tasks)
         if key not in self._bounds:
-            bounds = _cut(self._work(tasks), threads_now)
+            bounds = _cut(self._work(tasks), threads)
             self._bounds[key] = self._with_scratch(bounds) if self._scratch_bytes else bounds
         return self._bounds[key]
 
@@ -166,7 +167,7 @@ class _PassTables:
         # One row of scalars for each tensor; never empty, so that it has an address.
         self._scalars = np.zeros((len(cohort.shapes), len(step.scalars)), dtype)
         self._sums = np.zeros((len(walked.chunks), len(step.tensor_sums)))
-        self._walk = walked
+        self._walk, self._crew = walked, runner.crew
         self._tables = tables | {"scalars": self._scalars, "tensor_sums": self._sums}
         addresses = [self._tables[name].ctypes.data for name in CONTEXT]
         self._context = np.array([*addresses, 0], dtype=np.int64)  # the last at FLUSHING
@@ -183,11 +184,11 @@ class _PassTables:
         walked = self._walk
         for k, value in enumerate(scalars):
             self._scalars[:, k] = value
-        bounds = walked.bounds(tasks=False)
-        threads.run(self._sweep, bounds, self._context_address, progress.call)
+        bounds = walked.bounds(False, self._crew)
+        self._crew.run(self._sweep, bounds, self._context_address, progress.call)
         if self._columns is not None:
-            bounds = walked.bounds(tasks=True)
-            threads.run(self._columns, bounds, self._context_address, progress.call)
+            bounds = walked.bounds(True, self._crew)
+            self._crew.run(self._columns, bounds, self._context_address, progress.call)
         if not self._sums.size:
             return []
         return list(np.add.reduceat(self._sums, walked.first_chunks, axis=0).T)

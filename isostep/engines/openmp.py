@@ -1,4 +1,4 @@
-"""Launching kernels on the threads of an OpenMP runtime that a framework has brought along.
+"""Launching kernels on the threads of the OpenMP runtime that the process has.
 
 Two runtimes in one process stand in each other's way: after its last parallel region the threads of
 one go on spinning for a while (200 ms in Intel's, which Paddle has), on the processors that the
@@ -8,7 +8,11 @@ as it works.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +66,7 @@ class Team:
     """The threads of one OpenMP runtime.
 
     Args:
-        library: the runtime, which offers GNU's entry points.
+        library: the runtime, which offers GNU's entry points, or something that is linked to it.
 
     Raises:
         OSError: it cannot be loaded.
@@ -70,6 +74,7 @@ class Team:
     """
 
     def __init__(self, library: Path) -> None:
+        # The linker finds what the library itself would call, if it is linked to several.
         runtime: Any = ctypes.CDLL(str(library))
         self._parallel = runtime.GOMP_parallel
         self._parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -79,10 +84,58 @@ class Team:
         self._member = machine_code.assemble(_MEMBER, "member")
 
     def run(
-        self, kernel: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
+        self,
+        kernel: int,
+        bounds: NDArray[np.int64],
+        context: int,
+        threads: int,
+        call: Callable[..., None],
     ) -> None:
-        """Call a kernel for each row of `bounds`; see `threads.run`."""
+        """Call a kernel for each row of `bounds`; see `threads.Crew.run`.
+
+        Args:
+            kernel, bounds, context, call: as there.
+            threads: the size of the team. Where it is that of the framework's own, the runtime has
+                it ready; a smaller one would end threads that the next region must start again.
+        """
         items, width = bounds.shape
         words = [*self._asked, kernel, bounds.ctypes.data, context, items, width]
         work = (ctypes.c_int64 * len(words))(*words)
-        call(self._parallel, [self._member], [ctypes.addressof(work)], [items], [0])
+        call(self._parallel, [self._member], [ctypes.addressof(work)], [threads], [0])
+
+
+@functools.cache
+def team(library: Path | None) -> Team | None:
+    """The threads of a runtime: that of a library, else one that is loaded, else the system's.
+
+    Args:
+        library: the runtime of a framework, or something that is linked to it; None for none.
+
+    Returns:
+        None if there is none.
+    """
+    wanted = [] if library is None else [library]
+    for each in [*wanted, *mapped(), Path("libgomp.so.1")]:
+        with contextlib.suppress(OSError, AttributeError):
+            return Team(each)
+    return None
+
+
+def setting(library: Path) -> Callable[[], int] | None:
+    """Reads how many threads a runtime's next team would have; None if it cannot be asked."""
+    with contextlib.suppress(OSError, AttributeError):
+        return ctypes.CDLL(str(library)).omp_get_max_threads
+    return None
+
+
+_RUNTIME = re.compile(r"(/\S*/lib(?:gomp|iomp5|omp)\b\S*)$", re.MULTILINE)
+
+
+def mapped() -> list[Path]:
+    """The OpenMP runtimes that the process has loaded, as far as the system tells."""
+    if sys.platform != "linux":
+        return []
+    with contextlib.suppress(OSError):
+        found = _RUNTIME.findall(Path("/proc/self/maps").read_text())
+        return [Path(name) for name in dict.fromkeys(found)]
+    return []

@@ -1,13 +1,13 @@
-"""Running one function over work items on Numba's thread pools, without importing Numba.
+"""Which threads kernels run on, and how many.
 
-Numba ships its pools as extension modules of their own. Loading one directly costs a few
-milliseconds where `import numba` costs hundreds, and calling its `parallel_for` costs about five
-microseconds. OpenMP is taken first: it is safe with several Python threads. The fallback, Numba's
-work queue, is not, and is entered by one thread at a time. A forked child runs serially, since
-OpenMP cannot be used after a fork.
+A front-end's kernels run on as many threads as its framework is set to, on the framework's own
+OpenMP runtime. Where there is no framework, or it has no such setting, they run on the processors
+that this process may use, or as many as `OMP_NUM_THREADS` says if that is fewer. `set_num_threads`
+overrules all of it, for isostep alone. The number goes with each launch; nothing of the process is
+set.
 
-Where a framework has an OpenMP runtime of its own, kernels can be launched on the threads of that
-one instead (`share`).
+A forked child runs serially: an OpenMP runtime that has worked before a fork waits for threads
+that are gone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import functools
 import importlib.machinery
 import importlib.util
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,14 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isostep.engines import openmp
+from isostep.engines import openmp, processors
 from isostep.lock import Lock
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _entry = functools.cache(_Entry)
-_forked = False
-_loading = Lock()
-_team: openmp.Team | None = None
+_asked_for: int | None = None
+_forked = processors.is_fork() and bool(openmp.mapped())
 
 
 def _after_fork() -> None:
@@ -48,60 +47,144 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Pool:
-    """One loaded thread pool."""
+def set_num_threads(count: int | None) -> None:
+    """Have kernels run on so many threads, whatever the framework and the environment say.
 
-    def __init__(self, module: ModuleType, name: str, threads: int) -> None:
-        ctypes.CFUNCTYPE(None, ctypes.c_int)(module.launch_threads)(threads)
-        self.threads = threads
-        self.parallel_for: Callable[..., None] = ctypes.CFUNCTYPE(
+    It is for isostep alone, in all its front-ends, from the next step on; a forked child runs
+    serially all the same. `optimizer.plan()` shows how many threads there are, and why.
+
+    Args:
+        count: at least 1; None to go by the framework's setting again, or by the environment.
+
+    Raises:
+        ValueError: no whole number of at least 1.
+    """
+    global _asked_for
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError(
+            f"set_num_threads({count!r}): use a whole number of at least 1, or None to go by the "
+            f"framework's setting"
+        )
+    _asked_for = count
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The threads of a front-end's kernels.
+
+    Args:
+        library: of the framework, the OpenMP runtime or something that is linked to it; None where
+            it has none.
+        asked: reads the framework's own number of threads; None where it has no such setting.
+        setting: what its users know that by.
+    """
+
+    library: Path | None = None
+    asked: Callable[[], int] | None = None
+    setting: str = ""
+
+    def count(self) -> int:
+        """How many threads the next kernel runs on."""
+        if _forked:
+            return 1
+        if _asked_for is not None:
+            return _asked_for
+        return processors.usable().count if self.asked is None else max(1, self.asked())
+
+    @property
+    def told(self) -> str:
+        """How many threads there are, and who says so."""
+        count = self.count()
+        if _forked:
+            why = "this process was forked, and OpenMP cannot be used after a fork"
+        elif _asked_for is not None:
+            why = "isostep.set_num_threads"
+        else:
+            why = processors.usable().why if self.asked is None else self.setting
+        overrules = "" if _forked or _asked_for else "; isostep.set_num_threads overrules it"
+        return f"{count} thread{'s' * (count > 1)}: {why}{overrules}"
+
+    def run(
+        self,
+        address: int,
+        bounds: NDArray[np.int64],
+        context: int,
+        call: Callable[..., None] | None = None,
+    ) -> None:
+        """Call the kernel at `address` for each row (first, end, ...) of `bounds`, on all threads.
+
+        Args:
+            address: a function as `compile.machine_code` loads it.
+            bounds: contiguous, of shape (items, words): what the kernel takes before `context`.
+            context: the address passed on to the kernel.
+            call: calls a function of C for each row of some columns, as `commit.Progress.call`
+                does.
+        """
+        if len(bounds) == 1 or _forked:
+            serially(address, bounds, context, call)
+            return
+        team = openmp.team(self.library)
+        if team is not None:
+            team.run(address, bounds, context, self.count(), call or _at_once)
+            return
+        pool = _pool()
+        if pool is None:
+            serially(address, bounds, context, call)
+        else:
+            pool.run(address, bounds, context, call or _at_once)
+
+
+HOST = Crew()
+"""Where there is no framework, or none with a setting."""
+
+
+def serially(
+    address: int,
+    bounds: NDArray[np.int64],
+    context: int,
+    call: Callable[..., None] | None = None,
+) -> None:
+    """Call the kernel at `address` for each row of `bounds`, here; see `Crew.run`."""
+    start, stride = int(bounds.ctypes.data), bounds.strides[0]
+    rows = [ctypes.c_void_p(start + stride * item) for item in range(len(bounds))]
+    at, nothing = list(map(ctypes.addressof, rows)), [None] * len(rows)
+    (call or _at_once)(_entry(address), at, nothing, nothing, [context] * len(rows))
+
+
+def _at_once(function: Callable[..., Any], *columns: Sequence[Any]) -> None:
+    collections.deque(map(function, *columns), maxlen=0)
+
+
+# -- where there is no OpenMP runtime --------------------------------------------------------------
+
+
+class _Pool:
+    """Numba's own pool of threads, which is entered by one thread at a time."""
+
+    def __init__(self, module: ModuleType) -> None:
+        launch = ctypes.CFUNCTYPE(None, ctypes.c_int)(module.launch_threads)
+        launch(processors.usable().count)
+        self._parallel_for: Callable[..., None] = ctypes.CFUNCTYPE(
             None,
             *[ctypes.c_void_p] * 5,
             ctypes.c_size_t,
             ctypes.c_size_t,
             ctypes.c_int,
         )(module.parallel_for)
-        self.guard: contextlib.AbstractContextManager[Any] = (
-            contextlib.nullcontext() if name == "omppool" else threading.Lock()
-        )
+        self._guard = threading.Lock()
+
+    def run(
+        self, address: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
+    ) -> None:
+        items = len(bounds)
+        first = ctypes.c_void_p(int(bounds.ctypes.data))
+        counts, steps = ctypes.c_size_t(items), ctypes.c_size_t(bounds.strides[0])
+        places = [[ctypes.addressof(each)] for each in (first, counts, steps)]
+        with self._guard:
+            call(self._parallel_for, [address], *places, [context], [0], [1], [items])
 
 
-def _available() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system has it
-        return os.cpu_count() or 1
-
-
-@functools.cache
-def _limit() -> int:
-    """The size of the pool: `NUMBA_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that
-    this process may use."""
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        asked = os.environ.get(name, "").split(",")[0].strip()  # OpenMP takes one for each level
-        if asked.isdecimal() and int(asked):
-            return int(asked)
-    return max(1, _available())
-
-
-def thread_count() -> int:
-    """How many threads the next kernel uses; `numba.set_num_threads` lowers it."""
-    if _forked:
-        return 1
-    # Missing also while another Python thread is still importing Numba.
-    threads_of_numba = getattr(sys.modules.get("numba"), "get_num_threads", None)
-    return _limit() if threads_of_numba is None else min(_limit(), threads_of_numba())
-
-
-def share(library: Path) -> None:
-    """Launch kernels on the threads of this OpenMP runtime from now on, if it can be used.
-
-    Args:
-        library: that a framework runs its own parallel code on.
-    """
-    global _team
-    with contextlib.suppress(OSError, AttributeError):
-        _team = openmp.Team(library)
+_loading = Lock()
 
 
 @functools.cache
@@ -112,16 +195,16 @@ def _pool() -> _Pool | None:
 
 @functools.cache
 def _loaded() -> _Pool | None:
+    # As an extension module of its own: `import numba` costs hundreds of milliseconds.
     spec = importlib.util.find_spec("numba")
     if spec is None or spec.origin is None:
         return None
-    folder = Path(spec.origin).parent / "np" / "ufunc"
-    for name in ("omppool", "workqueue"):
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = folder / f"{name}{suffix}"
-            with contextlib.suppress(ImportError):
-                if path.exists():
-                    return _Pool(_load_extension(name, path), name, _limit())
+    folder, name = Path(spec.origin).parent / "np" / "ufunc", "workqueue"
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        with contextlib.suppress(ImportError):
+            if path.exists():
+                return _Pool(_load_extension(name, path))
     return None
 
 
@@ -132,49 +215,3 @@ def _load_extension(name: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
-
-
-def _at_once(function: Callable[..., Any], *columns: Sequence[Any]) -> None:
-    collections.deque(map(function, *columns), maxlen=0)
-
-
-def run(
-    address: int,
-    bounds: NDArray[np.int64],
-    context: int,
-    call: Callable[..., None] = _at_once,
-) -> None:
-    """Call the kernel at `address` for each row (first, end, ...) of `bounds`, on as many threads.
-
-    Args:
-        address: a function as `compile.machine_code` loads it.
-        bounds: contiguous, of shape (items, words): what the kernel takes before `context`.
-        context: the address passed on to the kernel.
-        call: calls a function of C for each row of some columns, as `commit.Progress.call` does.
-    """
-    items, stride = len(bounds), bounds.strides[0]
-    if _team is not None and items > 1 and not _forked:
-        _team.run(address, bounds, context, call)
-        return
-    start = int(bounds.ctypes.data)
-    pool = _pool() if items > 1 and not _forked else None
-    if pool is None:
-        rows = [ctypes.c_void_p(start + stride * item) for item in range(items)]
-        at, nothing = list(map(ctypes.addressof, rows)), [None] * items
-        call(_entry(address), at, nothing, nothing, [context] * items)
-        return
-    first = ctypes.c_void_p(start)
-    counts = ctypes.c_size_t(items)
-    steps = ctypes.c_size_t(stride)
-    with pool.guard:
-        call(
-            pool.parallel_for,
-            [address],
-            [ctypes.addressof(first)],
-            [ctypes.addressof(counts)],
-            [ctypes.addressof(steps)],
-            [context],
-            [0],
-            [1],
-            [items],
-        )

@@ -187,7 +187,7 @@ class Target:
         found = np.empty(arrays.size, dtype=np.int64)
         context = np.array([arrays.buffers or 0, found.ctypes.data], dtype=np.int64)
         bounds = np.array([[0, arrays.size]], dtype=np.int64)
-        threads.run(self._kernel, bounds, int(context.ctypes.data))
+        threads.serially(self._kernel, bounds, int(context.ctypes.data))
         return found
 
 

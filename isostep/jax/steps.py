@@ -156,7 +156,7 @@ class Steps:
         entries = {int(entry.name): entry for entry in plan.entries}
         entries |= {k: self._own_entry(leaves[k]) for k, w in enumerate(ways) if w.dtype is None}
         named = [replace(entries[k], name=name) for k, name in enumerate(form.names)]
-        return Plan(named, {group.name: group.shown for group in groups})
+        return Plan(named, {group.name: group.shown for group in groups}, plan.threads)
 
     def _own_entry(self, leaf: Any) -> PlanEntry:
         """What the plan says of a parameter that optax steps."""

@@ -12,6 +12,7 @@ from keras import backend
 from keras.src.backend.common.stateless_scope import in_stateless_scope  # has no public name
 
 from isostep import extension
+from isostep.engines.threads import HOST, Crew
 from isostep.errors import HyperparameterError
 from isostep.keras.traced import TracedApply
 from isostep.keras_api import Absent, FusedOptimizer
@@ -289,6 +290,15 @@ class FusedApply(FusedOptimizer):
     def engine(self) -> Engine:
         """What runs a step."""
         return "native" if backend.backend() == "torch" else "array"
+
+    @property
+    def crew(self) -> Crew:
+        """The threads that kernels run on."""
+        if backend.backend() != "torch":
+            return HOST
+        from isostep.torch.crew import CREW
+
+        return CREW
 
     def concretely(self) -> AbstractContextManager[Any]:
         """A context in which arrays have values, also while a step is traced."""

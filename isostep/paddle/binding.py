@@ -20,9 +20,10 @@ import paddle
 from numpy.typing import NDArray
 
 from isostep import dialects
-from isostep.engines import threads
+from isostep.engines import openmp
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
+from isostep.engines.threads import Crew
 from isostep.errors import GradientError, ParameterError
 from isostep.paddle.accumulators import Slots
 from isostep.paddle.arrivals import Arrivals
@@ -40,8 +41,9 @@ from isostep.stepper import Stepper
 Tensor: Any = paddle.Tensor
 _bump: Any = Tensor._bump_inplace_version
 
-# Beside Paddle's own threads, which spin on after a backward pass, others would have to wait.
-threads.share(Path(paddle.__file__).parent / "libs" / "libiomp5.so")
+_RUNTIME = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+CREW = Crew(_RUNTIME, openmp.setting(_RUNTIME), "the setting of Paddle's OpenMP runtime")
+"""The threads of Paddle, which sets `OMP_NUM_THREADS` to 1 where it is not set."""
 
 
 class Roster:
@@ -113,7 +115,14 @@ class Binding:
         slots = Slots(optimizer, by_name, optimizer.spelling.slots)
         dialect, spelling = dialects.get("paddle"), optimizer.spelling
         self.stepper = made = Stepper(
-            rule, dialect, spelling, groups, optimizer.options(), "native", slots
+            rule,
+            dialect,
+            spelling,
+            groups,
+            optimizer.options(),
+            "native",
+            slots,
+            crew=CREW,
         )
         for param, group in zip(params, membership, strict=True):
             made.add(param.name, numpy_view(param), group, counts.get(param.name, 0))

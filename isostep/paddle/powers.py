@@ -133,7 +133,7 @@ class _Part:
 
     def run(self, what: str) -> None:
         kernel = _kernels().addresses[f"{what}_{self._dtype}"]
-        threads.run(kernel, self._bounds, int(self._context.ctypes.data))
+        threads.serially(kernel, self._bounds, int(self._context.ctypes.data))
 
 
 @functools.cache

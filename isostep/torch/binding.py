@@ -29,6 +29,7 @@ from isostep.rules import Rule
 from isostep.stepper import Engine, Options, Stepper
 from isostep.torch import watch
 from isostep.torch.counts import StepCounts, find
+from isostep.torch.crew import CREW
 from isostep.torch.gradients import Gradients
 from isostep.torch.hyper import Hyperparameters
 from isostep.torch.lazy import RowRunners
@@ -126,6 +127,7 @@ class Binding:
             self.engine,
             allocate,
             TorchNamespace(),  # pyright: ignore[reportArgumentType]
+            CREW,
         )
 
     # -- taking parameters in --------------------------------------------------------------------
