@@ -12,7 +12,6 @@ _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
     "TF_NUM_INTRAOP_THREADS",
     "FLAGS_paddle_num_threads",
 )

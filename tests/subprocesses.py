@@ -12,10 +12,18 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def start(source: str, **environment: str) -> subprocess.Popen[str]:
+def start(source: str, *, warnings: str = "error", **environment: str) -> subprocess.Popen[str]:
+    """Start a process.
+
+    Args:
+        source: what it runs.
+        warnings: what becomes of them.
+        **environment: what differs from the environment here; empty: not there.
+    """
+    given = {**os.environ, **environment}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", source],
-        env={**os.environ, **environment},
+        [sys.executable, "-W", warnings, "-c", source],
+        env={name: value for name, value in given.items() if value},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

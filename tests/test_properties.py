@@ -332,11 +332,13 @@ def test_one_norm_over_many_tensors_does_not_depend_on_their_order(
 THREADED = """
 import hashlib, json, sys
 import numpy as np
-from isostep.engines.threads import thread_count
+import isostep
+from isostep.engines.threads import HOST
 from tests.table import named
 random = np.random.default_rng(4)
 shapes = {"flat": 200_001, "tall": (3001, 50), "wide": (7, 9001), "lanes": (1024, 8, 3, 3)}
-found = {"threads": thread_count()}
+isostep.set_num_threads(COUNT)
+found = {"threads": HOST.count()}
 for config in named("adam", "everything", "adafactor-torch", "everything-adafactor"):
     params = {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
     optimizer = config.optimizer(params)
@@ -352,7 +354,7 @@ print(json.dumps(found))
 
 
 def test_the_bits_are_the_same_for_1_2_and_4_threads() -> None:
-    found = [run(THREADED, NUMBA_NUM_THREADS=str(count)) for count in (1, 2, 4)]
+    found = [run(THREADED.replace("COUNT", str(count))) for count in (1, 2, 4)]
     assert [f.pop("threads") for f in found] == [1, 2, 4]
     assert found[0] == found[1] == found[2]
 

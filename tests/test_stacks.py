@@ -12,7 +12,7 @@ import hashlib, json, threading
 import numpy as np
 import isostep
 from isostep.compile import machine_code
-from isostep.engines import threads
+from isostep.engines.threads import HOST
 from tests.table import BY_NAME
 
 SHAPES = {"flat": (70_001,), "rows": (300, 300), "lanes": (640, 32, 8, 8)}
@@ -41,7 +41,7 @@ def work():
 SMALL
 compiled = machine_code.compilations
 right = {case: digest(*case) for case in CASES}
-print(json.dumps([found == right, compiled > 0, sorted(ran), threads.thread_count()]))
+print(json.dumps([found == right, compiled > 0, sorted(ran), HOST.count()]))
 """
 
 IN_A_SMALL_THREAD = """
@@ -56,7 +56,7 @@ assert threading.stack_size() == 64 << 10
 @pytest.mark.parametrize("stack", ["16K", "128K"])
 def test_the_threads_of_a_kernel_need_no_deep_stacks(stack: str) -> None:
     source = SOURCE.replace("SMALL", "work()")
-    same, _, layouts, count = run(source, OMP_STACKSIZE=stack, NUMBA_NUM_THREADS="2")
+    same, _, layouts, count = run(source, OMP_STACKSIZE=stack, OMP_NUM_THREADS="2")
     assert (same, layouts, count) == (True, ["flat", "lanes", "rows"], 2)
 
 
@@ -65,6 +65,6 @@ def test_a_thread_with_a_small_stack_may_compile_and_step(cold: bool, tmp_path: 
     """Python itself, and NumPy, need little less than its 64 KiB."""
     environment = {"ISOSTEP_CACHE_DIR": str(tmp_path)} if cold else {}
     source = SOURCE.replace("SMALL", IN_A_SMALL_THREAD)
-    same, compiled, layouts, _ = run(source, NUMBA_NUM_THREADS="1", **environment)
+    same, compiled, layouts, _ = run(source, OMP_NUM_THREADS="1", **environment)
     assert (same, layouts) == (True, ["flat", "lanes", "rows"])
     assert compiled or not cold

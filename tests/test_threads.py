@@ -10,18 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
 import isostep
 from isostep.compile import machine_code
-from isostep.engines import threads
+from isostep.engines import processors
+from isostep.engines.threads import HOST
 from isostep.lock import Lock
 
-from .subprocesses import run
+from .subprocesses import result, run, start
 from .table import BY_NAME, Config, named
 from .turns import at_once
 
@@ -59,7 +60,7 @@ def test_a_forked_child_steps_serially_and_to_the_same_bits(config: Config) -> N
     if child == 0:
         status = 1
         try:
-            serial = threads.thread_count() == 1
+            serial = HOST.count() == 1
             os.write(write, f"{serial} {digest(config)}".encode())
             status = 0
         finally:
@@ -228,72 +229,187 @@ def test_a_forked_child_finds_locks_of_other_threads_free_and_keeps_its_own() ->
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_half_imported_numba_does_not_stop_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread is in the middle of `import numba`: its module is there, its names are not."""
-    import sys
-    from types import ModuleType
-
-    monkeypatch.setitem(sys.modules, "numba", ModuleType("numba"))
-    assert threads.thread_count() >= 1
-
-
-def test_the_number_of_threads_follows_numba() -> None:
-    most = numba.get_num_threads()
-    try:
-        for count in {1, most}:
-            numba.set_num_threads(count)
-            assert threads.thread_count() == count
-    finally:
-        numba.set_num_threads(most)
+@pytest.mark.parametrize("count", [0, -1, 1.0, "2", True])
+def test_a_number_of_threads_is_a_whole_number_of_at_least_one(count: Any) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        isostep.set_num_threads(count)
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads_set_in_between() -> None:
-    most = numba.get_num_threads()
     expected = digest(BY_NAME["clip-global_norm-torch"])
     try:
-        numba.set_num_threads(1)
-        assert digest(BY_NAME["clip-global_norm-torch"]) == expected
+        for count in (1, 3):
+            isostep.set_num_threads(count)
+            assert digest(BY_NAME["clip-global_norm-torch"]) == expected
     finally:
-        numba.set_num_threads(most)
+        isostep.set_num_threads(None)
 
 
-COUNT = """
-import json, sys
-from isostep.engines.threads import thread_count
-before = thread_count()
-imported = "numba" in sys.modules
-import numba
-numba.set_num_threads(2)
-print(json.dumps([before, imported, thread_count()]))
+# -- what a step does to its process ---------------------------------------------------------------
+
+FRONT_ENDS = ("numpy", "torch", "keras", "paddle", "jax")
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+# What is set before the process starts, and how many threads step then; Paddle sets one itself.
+ENVIRONMENTS: dict[str, tuple[dict[str, str], int, int]] = {
+    "nothing": ({"OMP_NUM_THREADS": ""}, PROCESSORS, 1),
+    "OMP_NUM_THREADS=1": ({"OMP_NUM_THREADS": "1"}, 1, 1),
+    "OMP_NUM_THREADS=2": ({"OMP_NUM_THREADS": "2"}, min(2, PROCESSORS), 2),
+    "one processor": ({"OMP_NUM_THREADS": "", "ONE_PROCESSOR": "1"}, 1, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def workers() -> dict[tuple[str, str], Any]:
+    """What each front-end has found under each environment."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, (environment, _, _) in ENVIRONMENTS.items():
+        started = {front: begin(front, environment) for front in FRONT_ENDS}
+        found |= {(name, front): result(process) for front, process in started.items()}
+    return found
+
+
+def begin(front: str, environment: dict[str, str]) -> Any:
+    source = f"from tests.process_worker import main\nmain({front!r})"
+    quiet = {"KERAS_BACKEND": "torch", "JAX_PLATFORMS": "cpu"}
+    return start(source, warnings="ignore", **quiet, **environment)
+
+
+@pytest.mark.skipif(not PROCESSORS, reason="needs Linux' list of processors")
+@pytest.mark.parametrize("front", FRONT_ENDS)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_kernels_run_on_as_many_threads_as_the_framework_is_set_to(
+    workers: dict[tuple[str, str], Any], name: str, front: str
+) -> None:
+    _, others, paddles = ENVIRONMENTS[name]
+    found = workers[name, front]["threads"]
+    own = ("torch", "keras", "paddle")
+    expected: dict[str, Any] = {"as it is": [paddles if front == "paddle" else others]}
+    expected |= {"isostep's": [3]}
+    if front in own:
+        expected |= {"its own, 1": [1], "its own, 3": [3]}
+    if front not in ("paddle", "jax"):
+        expected |= {"forked": [1]}
+    told = found.pop("told", None)
+    assert found == expected
+    assert front == "jax" or told.startswith(f"{expected['as it is'][0]} thread")
+
+
+@pytest.mark.skipif(not PROCESSORS, reason="needs Linux' list of processors")
+@pytest.mark.parametrize("front", FRONT_ENDS)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_import_and_a_step_change_nothing_of_the_process(
+    workers: dict[tuple[str, str], Any], name: str, front: str
+) -> None:
+    """Threads, environment, filters, signals, floating-point modes, random states, files; and no
+    second OpenMP runtime is loaded beside that of a framework."""
+    assert workers[name, front]["changed"] == []
+
+
+# -- what bounds the number of threads -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"a/cpu.max": "400000 100000", "cpu.max": "200000 100000"}, 2.0),
+        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, 0.5),
+        ({"a/b/cpu.max": "no number"}, None),
+    ],
+)
+def test_the_share_of_a_control_group_and_of_those_around_it_counts(
+    files: dict[str, str], expected: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (groups / "a" / "b").mkdir(parents=True)
+    proc.mkdir()
+    (proc / "cgroup").write_text("0::/a/b\n")
+    for name, text in files.items():
+        (groups / name).write_text(text + "\n")
+    monkeypatch.setattr(processors, "PROC", proc)
+    monkeypatch.setattr(processors, "CGROUPS", groups)
+    assert processors.quota() == expected
+
+
+def test_the_share_of_a_control_group_of_the_first_version_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "cpu,cpuacct" / "x"
+    group.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("4:memory:/x\n3:cpu,cpuacct:/x\n")
+    (group / "cpu.cfs_quota_us").write_text("250000\n")
+    (group / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(processors, "PROC", tmp_path)
+    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
+    assert processors.quota() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("variable", "share", "count", "why"),
+    [
+        ("", None, 8, "processors"),
+        ("3", None, 3, "OMP_NUM_THREADS=3"),
+        ("6,2", None, 6, "OMP_NUM_THREADS=6"),
+        ("32", None, 8, "processors"),
+        ("none", None, 8, "processors"),
+        ("0", None, 8, "processors"),
+        ("", 2.5, 3, "control group"),
+        ("", 0.1, 1, "control group"),
+        ("2", 2.5, 2, "OMP_NUM_THREADS=2"),
+    ],
+)
+def test_the_least_of_all_bounds_holds(
+    variable: str, share: float | None, count: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(processors, "_affinity", lambda: 8)
+    monkeypatch.setattr(processors, "quota", lambda: share)
+    found = processors.usable.__wrapped__()
+    assert found.count == count
+    assert why in found.why
+
+
+AFTER_A_FORK = """
+import ctypes, json, os, sys
+import numpy as np
+ctypes.CDLL("libgomp.so.1")
+read, write = os.pipe()
+if not os.fork():
+    import isostep
+    p = {"p": np.ones(2_000_000, np.float32)}
+    optimizer = isostep.Adam(p)
+    optimizer.step({"p": np.ones_like(p["p"])})
+    found = [optimizer.plan().threads, len(os.listdir("/proc/self/task"))]
+    os.write(write, json.dumps(found).encode())
+    os._exit(0)
+os.close(write)
+print(os.fdopen(read).read())
 """
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_number_of_threads_follows_the_environment_before_and_after_numba_is_there(
-    count: int,
-) -> None:
-    assert run(COUNT, NUMBA_NUM_THREADS=str(count)) == [count, False, 2]
-
-
-def test_by_default_every_processor_that_this_process_may_use_works() -> None:
-    source = "import json; from isostep.engines.threads import thread_count\nprint(thread_count())"
-    assert run(source, NUMBA_NUM_THREADS="") == len(os.sched_getaffinity(0))
+@pytest.mark.skipif(not PROCESSORS, reason="needs Linux")
+def test_an_import_in_a_forked_child_finds_that_it_is_one() -> None:
+    """An OpenMP runtime is there, which the parent may have used."""
+    told, tasks = run(AFTER_A_FORK, OPENBLAS_NUM_THREADS="1")
+    assert told.startswith("1 thread: this process was forked")
+    assert tasks == 1
 
 
 WORK = """
 import json, os
 import numpy as np
 import isostep
-from isostep.engines import threads
 p = {"p": np.ones(2_000_000, np.float32)}
 optimizer = isostep.Adam(p)
 optimizer.step({"p": np.ones_like(p["p"])})
-print(json.dumps([len(os.listdir("/proc/self/task")), threads.thread_count()]))
+print(json.dumps(len(os.listdir("/proc/self/task"))))
 """
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux' list of threads")
 def test_a_step_wakes_no_more_threads_than_it_was_given() -> None:
-    one, two = (run(WORK, NUMBA_NUM_THREADS=n, OPENBLAS_NUM_THREADS="1") for n in ("1", "2"))
-    assert one == [1, 1]
-    assert two == [2, 2]
+    given = ("1", "2")
+    found = [run(WORK, OMP_NUM_THREADS=n, OPENBLAS_NUM_THREADS="1") for n in given]
+    assert found == [1, min(2, PROCESSORS)]

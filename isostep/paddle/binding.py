@@ -12,7 +12,6 @@ import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,12 @@ import paddle
 from numpy.typing import NDArray
 
 from isostep import dialects
-from isostep.engines import openmp
 from isostep.engines.cohort import Runner
 from isostep.engines.native import NativeRunner
-from isostep.engines.threads import Crew
 from isostep.errors import GradientError, ParameterError
 from isostep.paddle.accumulators import Slots
 from isostep.paddle.arrivals import Arrivals
+from isostep.paddle.crew import CREW
 from isostep.paddle.grad_mode import unrecorded
 from isostep.paddle.gradients import Gradients
 from isostep.paddle.hyper import Hyperparameters, rate_of
@@ -40,10 +38,6 @@ from isostep.stepper import Stepper
 
 Tensor: Any = paddle.Tensor
 _bump: Any = Tensor._bump_inplace_version
-
-_RUNTIME = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
-CREW = Crew(_RUNTIME, openmp.setting(_RUNTIME), "the setting of Paddle's OpenMP runtime")
-"""The threads of Paddle, which sets `OMP_NUM_THREADS` to 1 where it is not set."""
 
 
 class Roster:

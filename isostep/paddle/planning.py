@@ -10,6 +10,7 @@ from isostep import dialects, rules
 from isostep.errors import ParameterError
 from isostep.functional import stand_in
 from isostep.paddle.accumulators import unkept
+from isostep.paddle.crew import CREW
 from isostep.paddle.hyper import Factor, Hyperparameters, rate_of
 from isostep.paddle.tensors import check_dtype, dtype_name
 from isostep.plan import Plan
@@ -68,6 +69,7 @@ def of_stand_ins(
         optimizer.options(),
         engine or optimizer.engine,
         unkept,
+        crew=CREW,
     )
     for param, group in zip(params, membership, strict=True):
         check_dtype(param)
