@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from isostep import forks as _forks  # noqa: F401  # from now on a fork waits for imports
+
 __version__ = "0.1.0"
 
 _HOMES = {

@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from isostep.forks import PATIENCE
 
 _P = ParamSpec("_P")
 _Self = TypeVar("_Self", bound=Any)
@@ -26,11 +29,18 @@ class Lock(_RLock):
     """A re-entrant lock, for `with`.
 
     It is no part of what holds it: a copy or a pickle of an optimizer has a lock of its own, which
-    nobody holds, and so has a forked child, where the threads that held locks are gone.
+    nobody holds. A fork waits until other threads have let go of it, so that a child finds an
+    optimizer between two steps and a compiler that nobody is in.
+
+    Args:
+        inner: it is taken by those who hold others, and never the other way round.
     """
 
-    def __init__(self) -> None:
-        _made.add(self)
+    def __init__(self, inner: bool = False) -> None:
+        (_inner if inner else _outer).add(self)
+
+    def __new__(cls, inner: bool = False) -> Lock:
+        return _RLock.__new__(cls)
 
     def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
         return Lock, ()
@@ -69,14 +79,41 @@ def locked(
     return under_lock
 
 
-_made: weakref.WeakSet[Lock] = weakref.WeakSet()
+# -- forks ---------------------------------------------------------------------------------------
+
+_outer: weakref.WeakSet[Lock] = weakref.WeakSet()
+_inner: weakref.WeakSet[Lock] = weakref.WeakSet()
+_held: list[Lock] = []
+
+
+def _made() -> list[Lock]:
+    while True:
+        try:
+            return [*_outer, *_inner]
+        except RuntimeError:  # another thread has just made one
+            continue
+
+
+def _before_fork() -> None:
+    end = time.monotonic() + PATIENCE
+    for lock in _made():
+        if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            _held.append(lock)
 
 
 def _after_fork() -> None:
-    for lock in _made:
+    while _held:
+        _held.pop().release()
+
+
+def _after_fork_in_child() -> None:
+    _after_fork()
+    for lock in _made():
         if not lock._is_owned():  # the thread that forks lives on, and lets go of its own
             lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

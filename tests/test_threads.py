@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import isostep
+from isostep import lock
 from isostep.compile import machine_code
 from isostep.engines import processors
 from isostep.engines.threads import HOST
@@ -214,7 +215,11 @@ def test_the_copy_of_a_lock_is_free(duplicate: Callable[[Lock], Lock]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_child_finds_locks_of_other_threads_free_and_keeps_its_own() -> None:
+def test_a_forked_child_finds_locks_of_other_threads_free_and_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also of those that do not let go of theirs, for which a fork does not wait for ever."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     others, own = Lock(), Lock()
     done = holding(others)
     with own:

@@ -25,7 +25,7 @@ from isostep.lock import Lock
 
 llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
 
-_lock = Lock()
+_lock = Lock(inner=True)
 _kernels: dict[tuple[str, int | None], Kernel] = {}
 _engines: list[Any] = []  # owners of loaded code: it lives as long as the process
 _DEEP = 16 << 20  # bytes of stack for the compiler, of which it uses what it needs

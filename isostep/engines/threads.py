@@ -19,7 +19,6 @@ import functools
 import importlib.machinery
 import importlib.util
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +170,7 @@ class _Pool:
             ctypes.c_size_t,
             ctypes.c_int,
         )(module.parallel_for)
-        self._guard = threading.Lock()
+        self._guard = Lock(inner=True)
 
     def run(
         self, address: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
@@ -184,7 +183,7 @@ class _Pool:
             call(self._parallel_for, [address], *places, [context], [0], [1], [items])
 
 
-_loading = Lock()
+_loading = Lock(inner=True)
 
 
 @functools.cache

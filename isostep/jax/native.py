@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -38,6 +37,7 @@ from isostep.functional import (
     of_coefficients,
 )
 from isostep.jax.ffi import Addresses, Target
+from isostep.lock import Lock
 from isostep.report import SUMS
 from isostep.stepper import DTYPES
 
@@ -251,7 +251,7 @@ class Kernels:
             for runner in (*self._active, *self._idle)
         ]
         # Two threads may run one program at a time, and it has one set of tables.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         filled = [n for n, (k, _) in enumerate(step.stores) if step.tasks[k].leaf.array.size]
         self._stores = np.array(filled, dtype=np.intp)
         self._stored = np.array([step.place[step.stores[n]] for n in filled], dtype=np.intp)
