@@ -84,6 +84,7 @@ def locked(
 _outer: weakref.WeakSet[Lock] = weakref.WeakSet()
 _inner: weakref.WeakSet[Lock] = weakref.WeakSet()
 _held: list[Lock] = []
+_forking = threading.RLock()  # one fork at a time: `_held` is that of one thread
 
 
 def _made() -> list[Lock]:
@@ -95,6 +96,7 @@ def _made() -> list[Lock]:
 
 
 def _before_fork() -> None:
+    _forking.acquire()
     end = time.monotonic() + PATIENCE
     for lock in _made():
         if lock.acquire(timeout=max(0.0, end - time.monotonic())):
@@ -104,6 +106,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _held:
         _held.pop().release()
+    _forking.release()
 
 
 def _after_fork_in_child() -> None:
