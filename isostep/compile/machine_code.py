@@ -8,6 +8,7 @@ machine code is kept in `cache`, and loading it needs llvmlite only: a warm star
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from isostep.compile import cache
+from isostep.compile import cache, numba_settings
 from isostep.lock import Lock
 
 llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
@@ -97,19 +98,43 @@ def _on_deep_stack(work: Callable[[], Any]) -> Any:
 
 def _build(source: str, flushing: int | None) -> Kernel:
     global compilations
-    name = cache.key(source, str(flushing), _environment())
+    name = cache.key(source, str(flushing), _environment(), numba_settings.text())
     functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
     words = {f.name: len(f.args.args) for f in functions}
     entries = {function: f"isostep_{name}_{function}" for function in words}
-    code = cache.load(name)
-    compiled = code is None
-    if code is None:
+    addresses = _kept(name, entries)
+    if addresses is not None:
+        return Kernel(source, addresses, compiled=False)
+    with cache.turn(name):
+        addresses = _kept(name, entries)  # another process has compiled it meanwhile
+        if addresses is not None:
+            return Kernel(source, addresses, compiled=False)
         code = _compile(source, entries, words, flushing)
         compilations += 1
         cache.save(name, code, source)
+    return Kernel(source, _addresses(code, entries), compiled=True)
+
+
+def _kept(name: str, entries: dict[str, str]) -> dict[str, int] | None:
+    """The addresses of an entry's functions; None if there is no entry, or it lacks one of them."""
+    code = cache.load(name)
+    with contextlib.suppress(RuntimeError):
+        return None if code is None else _addresses(code, entries)
+    return None
+
+
+def _addresses(code: bytes, entries: dict[str, str]) -> dict[str, int]:
+    """The address of each function in an object file.
+
+    Raises:
+        RuntimeError: it lacks one.
+    """
     engine = _load(code)
     addresses = {f: engine.get_function_address(entry) for f, entry in entries.items()}
-    return Kernel(source, addresses, compiled)
+    missing = [function for function, address in addresses.items() if not address]
+    if missing:
+        raise RuntimeError(f"the machine code of a kernel has no {', '.join(missing)}")
+    return addresses
 
 
 def assemble(text: str, function: str) -> int:
