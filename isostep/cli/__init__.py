@@ -1,4 +1,4 @@
-"""The command line: `isostep race`, `isostep diff` and their kin.
+"""The command line: `isostep race`, `isostep diff`, `isostep cache`.
 
 The top storey of the house: it uses the library as any user would, and nothing below imports it.
 Everything it needs besides isostep itself (typer, rich, matplotlib, plotly, scikit-learn) is the

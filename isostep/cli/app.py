@@ -2,6 +2,7 @@
 
 import typer
 
+from isostep.cli.cache import cache
 from isostep.cli.diff import diff
 from isostep.cli.race.command import race
 
@@ -21,3 +22,4 @@ def _isostep() -> None:
 
 app.command("race")(race)
 app.command("diff")(diff)
+app.add_typer(cache, name="cache")

@@ -98,6 +98,12 @@ def key(*parts: str) -> str:
     return _DIGEST("\0".join(parts).encode()).hexdigest()[:32]
 
 
+def used() -> frozenset[str]:
+    """The names of the entries that this process has loaded or made, whether they are kept or
+    not."""
+    return frozenset(_used)
+
+
 def load(name: str) -> bytes | None:
     """The content of entry `name`; None if there is none, or none that is whole and trusted."""
     for place in [*own(), *shared()]:
