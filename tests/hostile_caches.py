@@ -291,11 +291,11 @@ def quiet(function: Attack) -> Attack:
 
 @quiet
 def entries_under_another_name(directory: Path) -> Setup:
-    """Each over the other."""
-    one, other = sorted(directory.glob("*.kernel"))
-    texts = one.read_bytes(), other.read_bytes()
-    one.write_bytes(texts[1])
-    other.write_bytes(texts[0])
+    """Each over the next."""
+    paths = sorted(directory.glob("*.kernel"))
+    texts = [path.read_bytes() for path in paths]
+    for path, text in zip(paths, texts[1:] + texts[:1], strict=True):
+        path.write_bytes(text)
     return chosen(directory)
 
 
