@@ -683,6 +683,8 @@ def groups_are_copied(world: World, i: int, k: int) -> None:
 
 @edit(groups=True)
 def groups_are_no_more(world: World, i: int, k: int) -> None:
+    if not world.ours:  # Paddle has left the settings of the last group in the optimizer
+        vars(world.optimizer).update(world.settings)
     made = [p for group in world.groups for p in group["params"]]
     world.optimizer._parameter_list = world.optimizer._param_groups = made
     world.optimizer._grad_clip = None
@@ -701,11 +703,17 @@ def its_own_state_is_loaded(world: World, i: int, k: int) -> None:
     state = world.optimizer.state_dict()
     if state:
         world.optimizer.set_state_dict(state)
-    if not world.ours:  # isostep gives what it loads memory of its own, in Paddle's shapes
+    if not world.ours:  # isostep gives what it loads memory of its own
+        params = _stepped(world)
         for held in world.optimizer._accumulators.values():
-            for param, tensor in held.items():
-                held[param] = tensor.reshape(tensor.shape or [1]).clone()
-                held[param].name = tensor.name
+            for name in held.keys() & params.keys():
+                made = _as_made(held[name], params[name])
+                made.name, held[name] = held[name].name, made
+
+
+def _as_made(tensor: Any, param: Any) -> Any:
+    """An accumulator of this value as Paddle makes one for a parameter."""
+    return tensor.reshape(tensor.shape or [1]).astype(param.dtype).clone()
 
 
 def _stepped(world: World) -> dict[str, Any]:
@@ -735,9 +743,7 @@ def _load(world: World, optimizer: Any, state: Any) -> None:
         return
     params, made = _stepped(world), defaultdict[str, dict[str, Any]](dict)
     for name, held in state.items():
-        for param, tensor in held.items():  # as Paddle makes an accumulator before it sets it
-            shaped = tensor.reshape(tensor.shape or [1])
-            made[name][param] = shaped.astype(params[param].dtype).clone()
+        made[name].update({p: _as_made(tensor, params[p]) for p, tensor in held.items()})
     optimizer._accumulators = made
     optimizer._already_create_accumulator = {p for held in made.values() for p in held}
 

@@ -51,6 +51,10 @@ class World:
         self._class: Any = getattr(classes, rule)
         self._arguments = RULES[rule] | options
         self.optimizer = self._class(parameters=given, **self._arguments)
+        kept = vars(self.optimizer)
+        named = [f"_{name}" for name in self._arguments if name != "learning_rate"]
+        self.settings = {name: kept[name] for name in named if name in kept}
+        """What is set for all groups."""
         self.ours = classes is isostep.paddle
         self.kept: list[Any] = []
         """What its user holds on to: memory that is shared must live."""
@@ -141,13 +145,10 @@ class World:
             act(self)
         self.gradient = None
 
-    def passes(self, other: World) -> None:
-        """Do not what another world has done, and draw what comes after it."""
-        self._made, self._steps, self.gradient = other._made, other._steps, other.gradient
-
     def follow(self, other: World) -> None:
-        """Take over the values of another world, in the memory that they have here, and which
-        accumulators there are."""
+        """Take over the values of another world, in the memory that they have here, which
+        accumulators there are, and what comes next, wherever an error has left this one."""
+        self._made, self._steps, self.gradient = other._made, other._steps, other.gradient
         for mine, its in zip(self.params, other.params, strict=True):
             _write(mine, its)
         here, there = self.optimizer._accumulators, other.optimizer._accumulators

@@ -27,11 +27,12 @@ NUMBERS = len(STEPS)
 PADDLES_OWN = {
     "is not registered": "Paddle has no kernel, as to clip by norms in float64",
     "must be the same Tensor": "Paddle's RMSProp takes no strided parameters",
-    "should in state dict": "Paddle begins nothing anew after a load",
+    "should in state dict": "Paddle finds a state by numbers that it counts on, or not at all",
+    "Tensor holds no memory": "Paddle decays what it then passes over, for want of memory",
     "does not match the type of data": "Paddle has one learning rate, of one dtype",
 }
-"""What Paddle fails with where isostep may step, and why."""
-
+"""What Paddle fails with, and why, where isostep may step; or where a step is left to Paddle, and
+Paddle's world has been helped."""
 OF_DTYPE = "which Paddle's own step does not take"
 """What isostep says of a gradient that only kernels take."""
 WRITE_ANEW = (
@@ -43,9 +44,6 @@ WRITE_ANEW = (
     "made_smaller",
 )
 """Edits that read no value of a parameter."""
-WITHOUT = "Tensor holds no memory"
-"""What Paddle's own step fails with on a parameter without memory that decays. Kernels pass over
-it, and so does Paddle's world, without its gradient."""
 
 
 class Pair:
@@ -96,17 +94,16 @@ class Pair:
         error = attempt(self.ours.step, act)
         if isinstance(error, REFUSALS):
             self._refused(error, before)
-        elif isinstance(error, Stop) or (how is struck and same(before, self.ours.snapshot())):
+        elif isinstance(error, Stop):
             assert same(before, self.ours.snapshot())
-            self.theirs.passes(self.ours)
-        else:
+        elif how is not struck or not same(before, self.ours.snapshot()):
             self._stepped(error, attempt(self.theirs.step, act), before)
 
     def _stepped(
         self, error: BaseException | None, theirs: BaseException | None, before: dict[str, Any]
     ) -> None:
-        known = error is None and any(text in str(theirs) for text in PADDLES_OWN)
-        known |= self.ours.optimizer.ran == OWN and WITHOUT in str(error)
+        failed = (theirs, error) if self.ours.optimizer.ran == OWN else (theirs,)
+        known = any(text in str(each) for text in PADDLES_OWN for each in failed)
         assert known or type(error) is type(theirs), (error, theirs)
         if error is theirs is None:
             assert apart(self.theirs.snapshot(), self.ours.snapshot()) < BOUNDS[self._dtype]
@@ -121,7 +118,6 @@ class Pair:
         short = any(map(_short, self.ours.tensors()))
         assert self._done & may or short or OF_DTYPE in str(error), error
         assert same(before, self.ours.snapshot()), error
-        self.theirs.passes(self.ours)
 
 
 def _short(tensor: Any) -> bool:
