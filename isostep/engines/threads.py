@@ -161,8 +161,9 @@ class _Pool:
     """Numba's own pool of threads, which is entered by one thread at a time."""
 
     def __init__(self, module: ModuleType) -> None:
+        self._size = processors.usable().count
         launch = ctypes.CFUNCTYPE(None, ctypes.c_int)(module.launch_threads)
-        launch(processors.usable().count)
+        launch(self._size)
         self._parallel_for: Callable[..., None] = ctypes.CFUNCTYPE(
             None,
             *[ctypes.c_void_p] * 5,
@@ -175,12 +176,31 @@ class _Pool:
     def run(
         self, address: int, bounds: NDArray[np.int64], context: int, call: Callable[..., None]
     ) -> None:
-        items = len(bounds)
-        first = ctypes.c_void_p(int(bounds.ctypes.data))
-        counts, steps = ctypes.c_size_t(items), ctypes.c_size_t(bounds.strides[0])
-        places = [[ctypes.addressof(each)] for each in (first, counts, steps)]
+        """See `Crew.run`. The pool has one place for each thread, and more work than places would
+        be lost: it takes a place's worth at a time."""
+        start, stride = int(bounds.ctypes.data), bounds.strides[0]
+        batches = [bounds[k : k + self._size] for k in range(0, len(bounds), self._size)]
+        sizes = list(map(len, batches))
+        firsts = [ctypes.c_void_p(start + stride * self._size * k) for k in range(len(batches))]
+        counts = list(map(ctypes.c_size_t, sizes))
+        steps = ctypes.c_size_t(stride)
+        rows, dimensions = list(map(ctypes.addressof, firsts)), list(map(ctypes.addressof, counts))
+
+        def all_of_them(value: int) -> list[int]:
+            return [value] * len(batches)
+
         with self._guard:
-            call(self._parallel_for, [address], *places, [context], [0], [1], [items])
+            call(
+                self._parallel_for,
+                all_of_them(address),
+                rows,
+                dimensions,
+                all_of_them(ctypes.addressof(steps)),
+                all_of_them(context),
+                all_of_them(0),
+                all_of_them(1),
+                sizes,
+            )
 
 
 _loading = Lock(inner=True)
