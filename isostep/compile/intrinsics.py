@@ -14,6 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from isostep.compile import target
+
 
 def _pointer(element):
     @intrinsic
@@ -155,6 +157,14 @@ _F32, _F64 = ir.FloatType(), ir.DoubleType()
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
 
 
+def _i32(value):
+    return ir.Constant(_I32, value)
+
+
+# Half precision is converted by the processor, else in integers, to the same bits. LLVM would call
+# a compiler's runtime where the processor has no such instruction, and none is there.
+
+
 def _from_bfloat16(builder, x):
     wide = builder.shl(builder.zext(x, _I32), ir.Constant(_I32, 16))
     return builder.bitcast(wide, _F32)
@@ -171,11 +181,46 @@ def _to_bfloat16(builder, x):
 
 
 def _from_float16(builder, x):
-    return builder.fpext(builder.bitcast(x, ir.HalfType()), _F32)
+    if target.host().converts_half:
+        return builder.fpext(builder.bitcast(x, ir.HalfType()), _F32)
+    bits = builder.zext(x, _I32)
+    sign = builder.shl(builder.and_(bits, _i32(0x8000)), _i32(16))
+    size = builder.and_(bits, _i32(0x7FFF))
+    moved = builder.shl(size, _i32(13))  # the digits are where those of float32 are
+    normal = builder.add(moved, _i32(112 << 23))  # and exponents count from -127, not from -15
+    endless = builder.or_(moved, _i32(0x7F800000))
+    # A denormal number has the digits of a normal one above its least, and no leading one.
+    least = _i32(113 << 23)
+    above = builder.bitcast(builder.add(moved, least), _F32)
+    denormal = builder.bitcast(builder.fsub(above, builder.bitcast(least, _F32)), _I32)
+    found = builder.select(builder.icmp_signed("<", size, _i32(0x0400)), denormal, normal)
+    found = builder.select(builder.icmp_signed(">=", size, _i32(0x7C00)), endless, found)
+    quiet = builder.or_(endless, _i32(0x00400000))
+    found = builder.select(builder.icmp_signed(">", size, _i32(0x7C00)), quiet, found)
+    return builder.bitcast(builder.or_(found, sign), _F32)
 
 
 def _to_float16(builder, x):
-    return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _I16)
+    """Round to nearest, ties to even; a NaN stays one."""
+    if target.host().converts_half:
+        return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _I16)
+    bits = builder.bitcast(x, _I32)
+    sign = builder.and_(builder.lshr(bits, _i32(16)), _i32(0x8000))
+    size = builder.and_(bits, _i32(0x7FFFFFFF))
+    lowest = builder.and_(builder.lshr(size, _i32(13)), _i32(1))
+    up = builder.add(builder.add(size, lowest), _i32(0x0FFF - (112 << 23)))
+    normal = builder.lshr(up, _i32(13))
+    # Beside a half, a sum's last digit is that of the denormal numbers.
+    half = _i32(126 << 23)
+    beside = builder.fadd(builder.bitcast(size, _F32), builder.bitcast(half, _F32))
+    denormal = builder.sub(builder.bitcast(beside, _I32), half)
+    found = builder.select(builder.icmp_signed("<", size, _i32(113 << 23)), denormal, normal)
+    endless = builder.icmp_signed(">=", size, _i32(143 << 23))
+    found = builder.select(endless, _i32(0x7C00), found)
+    digits = builder.and_(builder.lshr(size, _i32(13)), _i32(0x03FF))
+    quiet = builder.or_(digits, _i32(0x7E00))
+    found = builder.select(builder.icmp_signed(">", size, _i32(0x7F800000)), quiet, found)
+    return builder.trunc(builder.or_(found, sign), _I16)
 
 
 from_bfloat16 = _unary("from_bfloat16", types.uint16, types.float32, _from_bfloat16)

@@ -13,7 +13,6 @@ import functools
 import importlib
 import importlib.util
 import linecache
-import platform
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from isostep.compile import cache, numba_settings
+from isostep.compile import cache, numba_settings, target
+from isostep.compile.target import llvm
 from isostep.lock import Lock
-
-llvm: Any = importlib.import_module("llvmlite.binding")  # it has no types
 
 _lock = Lock(inner=True)
 _kernels: dict[tuple[str, int | None], Kernel] = {}
@@ -143,7 +141,7 @@ def assemble(text: str, function: str) -> int:
     def work() -> int:
         module = llvm.parse_assembly(text)
         module.verify()
-        return _load(_target().emit_object(module)).get_function_address(function)
+        return _load(target.machine().emit_object(module)).get_function_address(function)
 
     with _lock:
         return _on_deep_stack(work)
@@ -153,10 +151,10 @@ def assemble(text: str, function: str) -> int:
 def _environment() -> str:
     """Everything besides the source that decides what machine code comes out."""
     here = Path(__file__).parent
-    texts = [(here / file).read_text() for file in ("intrinsics.py", "machine_code.py")]
+    files = ("intrinsics.py", "machine_code.py", "target.py")
+    texts = [(here / file).read_text(encoding="utf-8") for file in files]
     versions = [_version_file(package) for package in ("numba", "llvmlite")]
-    cpu = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
-    return "\n".join([*texts, *versions, *cpu, platform.machine(), platform.system()])
+    return "\n".join([*texts, *versions, str(target.host())])
 
 
 def _version_file(package: str) -> str:
@@ -164,24 +162,11 @@ def _version_file(package: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ImportError(f"isostep's kernels need {package}: pip install {package}")
-    return (Path(spec.origin).parent / "_version.py").read_text()
-
-
-@functools.cache
-def _target() -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
-    )
+    return (Path(spec.origin).parent / "_version.py").read_text(encoding="utf-8")
 
 
 def _load(code: bytes) -> Any:
-    target = _target()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target.machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
@@ -202,7 +187,6 @@ def _compile(
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     scope: dict[str, Any] = {"__name__": "isostep_kernel"}
     exec(compile(source, filename, "exec"), scope)
-    target = _target()
     module = None
     for function, entry in entries.items():
         python = scope[function]
@@ -225,48 +209,14 @@ def _compile(
             module = part
         else:
             module.link_in(part)
-    return target.emit_object(module)
-
-
-_X86 = (
-    # MXCSR: flush-to-zero is bit 15, denormals-are-zero bit 6
-    """
-  %place = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %place)
-  %before = load i32, ptr %place
-  %others = and i32 %before, -32833
-  %flag = trunc i64 %flushes to i32
-  %bits = mul i32 %flag, 32832
-  %mode = or i32 %others, %bits
-  store i32 %mode, ptr %place
-  call void @llvm.x86.sse.ldmxcsr(ptr %place)
-""",
-    """
-  store i32 %before, ptr %place
-  call void @llvm.x86.sse.ldmxcsr(ptr %place)
-""",
-)
-_ARM = (
-    # FPCR: flush-to-zero is bit 24
-    """
-  %before = call i64 asm sideeffect "mrs $0, fpcr", "=r"()
-  %others = and i64 %before, -16777217
-  %bits = mul i64 %flushes, 16777216
-  %mode = or i64 %others, %bits
-  call void asm sideeffect "msr fpcr, $0", "r"(i64 %mode)
-""",
-    """
-  call void asm sideeffect "msr fpcr, $0", "r"(i64 %before)
-""",
-)
-_MODES = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
-"""What sets the mode of floating-point arithmetic by `%flushes`, and what sets it back."""
+    return target.machine().emit_object(module)
 
 
 def _entry_point(entry: str, inner: str, words: int, flushing: int | None) -> str:
     before, after = "", ""
-    if flushing is not None and platform.machine() in _MODES:
-        before, after = _MODES[platform.machine()]
+    if flushing is not None:
+        mode = target.flushing_mode(target.host())
+        before, after = mode.set, mode.restore
         before = f"""
   %place_of_flag = getelementptr i64, ptr %context, i64 {flushing}
   %flushes = load i64, ptr %place_of_flag
