@@ -176,6 +176,13 @@ def _load(code: bytes) -> Any:
 def _compile(
     source: str, entries: dict[str, str], words: dict[str, int], flushing: int | None
 ) -> bytes:
+    return target.machine().emit_object(_module(source, entries, words, flushing))
+
+
+def _module(
+    source: str, entries: dict[str, str], words: dict[str, int], flushing: int | None
+) -> Any:
+    """The source in LLVM's language, with its entry points."""
     numba: Any = importlib.import_module("numba")
     if numba.config.DISABLE_JIT:
         raise RuntimeError(
@@ -209,7 +216,7 @@ def _compile(
             module = part
         else:
             module.link_in(part)
-    return target.machine().emit_object(module)
+    return module
 
 
 def _entry_point(entry: str, inner: str, words: int, flushing: int | None) -> str:
