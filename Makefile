@@ -5,13 +5,17 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 RUNS ?= 2000
 
-.PHONY: demo test fuzz bench peers lint clean
+.PHONY: demo test test-arm fuzz bench peers lint clean
 
 demo: .venv/.demo
 	$(BIN)/isostep race
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On aarch64, under QEMU's emulation where this is another machine: see tests/arm.py.
+test-arm: .venv/.dev
+	$(BIN)/python -m tests.arm $(ARGUMENTS)
 
 # Random edits between steps: RUNS of each stateful test, other ones each time.
 fuzz: .venv/.dev
@@ -48,4 +52,4 @@ lint: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .peers race race.png race.html
+	rm -rf .venv .arm .peers race race.png race.html

@@ -19,7 +19,7 @@ import pytest
 import isostep
 from isostep import lock
 from isostep.compile import machine_code
-from isostep.engines import processors
+from isostep.engines import openmp, processors
 from isostep.engines.threads import HOST
 from isostep.lock import Lock
 
@@ -418,3 +418,52 @@ def test_a_step_wakes_no_more_threads_than_it_was_given() -> None:
     given = ("1", "2")
     found = [run(WORK, OMP_NUM_THREADS=n, OPENBLAS_NUM_THREADS="1") for n in given]
     assert found == [1, min(2, PROCESSORS)]
+
+
+# -- where OpenMP runtimes are ---------------------------------------------------------------------
+
+
+class Dyld:
+    """What macOS' loader tells of the images of a process."""
+
+    images = (b"/usr/lib/libSystem.B.dylib", b"/a b/torch/lib/libomp.dylib", None, b"/x/libompx.so")
+
+    @staticmethod
+    def _dyld_image_count() -> int:
+        return len(Dyld.images)
+
+    class _dyld_get_image_name:
+        restype: Any = None
+
+        def __new__(cls, number: int) -> Any:
+            return Dyld.images[number]
+
+
+def test_macos_tells_of_its_runtimes_by_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openmp.sys, "platform", "darwin")
+    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda name: Dyld)
+    assert openmp.mapped() == [Path("/a b/torch/lib/libomp.dylib")]
+
+
+@pytest.mark.skipif(not PROCESSORS, reason="needs Linux")
+def test_linux_tells_of_its_runtimes_by_its_maps() -> None:
+    source = (
+        "import ctypes, json\nctypes.CDLL('libgomp.so.1')\n"
+        "from isostep.engines import openmp\nprint(json.dumps(list(map(str, openmp.mapped()))))"
+    )
+    (found,) = run(source)
+    assert Path(found).is_file()
+    assert Path(found).name.startswith("libgomp.so.1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["libgomp.so.1", "libgomp-a34b3233.so.1", "libiomp5.so", "libiomp5.dylib", "libiomp5md.dll"],
+)
+def test_the_runtime_that_a_framework_brings_is_found_whatever_the_system(
+    name: str, tmp_path: Path
+) -> None:
+    assert openmp.runtime_in(tmp_path) is None
+    for file in (name, "libcommon.so", "libcompat.so", "libopenvino.so"):
+        (tmp_path / file).touch()
+    assert openmp.runtime_in(tmp_path) == tmp_path / name

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -128,14 +129,35 @@ def setting(library: Path) -> Callable[[], int] | None:
     return None
 
 
-_RUNTIME = re.compile(r"(/\S*/lib(?:gomp|iomp5|omp)\b\S*)$", re.MULTILINE)
+_RUNTIME = re.compile(r"lib(?:gomp|iomp5|iomp5md|omp)\b")
+
+
+def runtime_in(folder: Path) -> Path | None:
+    """The OpenMP runtime among some files, whatever this system calls it; None if there is none."""
+    found = sorted(path for path in folder.glob("lib*") if _RUNTIME.match(path.name))
+    return next(iter(found), None)
 
 
 def mapped() -> list[Path]:
-    """The OpenMP runtimes that the process has loaded, as far as the system tells."""
-    if sys.platform != "linux":
-        return []
-    with contextlib.suppress(OSError):
-        found = _RUNTIME.findall(Path("/proc/self/maps").read_text())
-        return [Path(name) for name in dict.fromkeys(found)]
-    return []
+    """The OpenMP runtimes that the process has loaded, as far as the system tells.
+
+    Windows does not: its runtimes have no GNU entry points.
+    """
+    listed = {"linux": _linux_images, "darwin": _darwin_images}.get(sys.platform)
+    found: list[Path] = []
+    if listed is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            found = [Path(name) for name in dict.fromkeys(listed())]
+    return [path for path in found if _RUNTIME.match(path.name)]
+
+
+def _linux_images() -> list[str]:
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    return re.findall(r" (/.+)$", maps, re.MULTILINE)
+
+
+def _darwin_images() -> list[str]:
+    dyld: Any = ctypes.CDLL(None)
+    dyld._dyld_get_image_name.restype = ctypes.c_char_p
+    names = map(dyld._dyld_get_image_name, range(dyld._dyld_image_count()))
+    return [os.fsdecode(name) for name in names if name]

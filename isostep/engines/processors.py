@@ -53,10 +53,10 @@ def quota() -> float | None:
     for folder in _groups():
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             if (folder / "cpu.max").exists():
-                time, period = (folder / "cpu.max").read_text().split()
+                time, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             else:
-                time = (folder / "cpu.cfs_quota_us").read_text()
-                period = (folder / "cpu.cfs_period_us").read_text()
+                time = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+                period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
             if time != "max" and int(time) > 0:
                 found.append(int(time) / int(period))
     return min(found, default=None)
@@ -66,7 +66,7 @@ def _groups() -> list[Path]:
     """The control groups of this process and those that they are in, of both versions."""
     found: list[Path] = []
     with contextlib.suppress(OSError):
-        for line in (PROC / "cgroup").read_text().splitlines():
+        for line in (PROC / "cgroup").read_text(encoding="utf-8").splitlines():
             number, controllers, path = line.split(":", 2)
             if number != "0" and "cpu" not in controllers.split(","):
                 continue
@@ -80,6 +80,6 @@ def is_fork() -> bool:
     """Whether this process is a copy of the one that forked it. Linux tells; elsewhere it is
     taken not to be."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = (PROC / "stat").read_text().rpartition(")")[2].split()
+        fields = (PROC / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return bool(int(fields[6]) & _FORKED_ONLY)
     return False

@@ -12,9 +12,9 @@ import paddle
 from isostep.engines import openmp
 from isostep.engines.threads import Crew
 
-_RUNTIME = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+_RUNTIME = openmp.runtime_in(Path(paddle.__file__).parent / "libs")
 CREW = Crew(
     _RUNTIME,
-    openmp.setting(_RUNTIME),
+    None if _RUNTIME is None else openmp.setting(_RUNTIME),
     "Paddle's OpenMP runtime, which importing Paddle sets to 1 where OMP_NUM_THREADS is not set",
 )
