@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 RUNS ?= 2000
 
-.PHONY: demo test test-arm fuzz bench peers lint clean
+.PHONY: demo test test-arm test-oldest fuzz bench peers lint clean
 
 demo: .venv/.demo
 	$(BIN)/isostep race
@@ -16,6 +16,11 @@ test: .venv/.dev
 # On aarch64, under QEMU's emulation where this is another machine: see tests/arm.py.
 test-arm: .venv/.dev
 	$(BIN)/python -m tests.arm $(ARGUMENTS)
+
+# With the oldest versions that pyproject.toml declares, each lane in an environment of its own; by
+# default all of them, which brings several gigabytes (torch with CUDA, TensorFlow, Paddle).
+test-oldest: .venv/bin/python
+	$(BIN)/python -m tests.oldest $(LANES)
 
 # Random edits between steps: RUNS of each stateful test, other ones each time.
 fuzz: .venv/.dev
@@ -52,4 +57,4 @@ lint: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .arm .peers race race.png race.html
+	rm -rf .venv .arm .oldest .peers race race.png race.html
