@@ -112,12 +112,21 @@ def _refuse(path: Any) -> None:
     raise PermissionError(13, "The process cannot access the file: another is using it", path)
 
 
+def _refuse_descriptors(*paths: Any, **more: Any) -> None:
+    """Folders have none."""
+    if any(isinstance(path, int) for path in paths):
+        raise TypeError("path should be string, bytes or os.PathLike, not int")
+    if any(more.get(name) is not None for name in ("dir_fd", "src_dir_fd", "dst_dir_fd")):
+        raise NotImplementedError("dir_fd unavailable on this platform")
+
+
 def _have_windows_files() -> None:
     """An open file is neither replaced nor removed, all belong to nobody, and nothing of Linux'
     own is there."""
 
     def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
         def move(source: Any, target: Any, **more: Any) -> Any:
+            _refuse_descriptors(source, target, **more)
             for path in (source, target):
                 if is_open(path):
                     _refuse(path)
@@ -128,18 +137,30 @@ def _have_windows_files() -> None:
         return move
 
     def remove(path: Any, **more: Any) -> None:
-        if isinstance(path, str | os.PathLike) and not more and is_open(path):
+        _refuse_descriptors(path, **more)
+        if is_open(path):
             _refuse(path)
         unlink(path, **more)
 
     def hidden(real: Callable[..., Any]) -> Callable[..., Any]:
         def look(path: Any = ".", *given: Any, **more: Any) -> Any:
+            _refuse_descriptors(**more)
             if isinstance(path, str | os.PathLike) and str(path).startswith(_MISSING):
                 raise FileNotFoundError(2, "No such file or directory", str(path))
             return real(path, *given, **more)
 
         return look
 
+    def open_file(path: Any, *given: Any, **more: Any) -> int:
+        _refuse_descriptors(**more)
+        if os.path.isdir(path):
+            _refuse(path)
+        return opened(path, *given, **more)
+
+    opened = os.open
+    os.open = hidden(open_file)
+    os.supports_dir_fd.clear()
+    os.supports_fd.clear()
     rename, replace, unlink = os.rename, os.replace, os.unlink
     os.rename, os.replace = guarded(rename), guarded(replace)
     os.unlink = os.remove = remove  # type: ignore[assignment]
