@@ -1,17 +1,24 @@
-"""A fork waits until no other thread is in the middle of importing isostep.
+"""A fork waits until other threads are out of isostep's imports, steps and compiler.
 
-Python's locks of half imported modules go into the child as they are, held by a thread that is not
-there: an import in the child would wait for ever.
+What they are in the middle of goes into the child as it is, without them. An import in the child
+would wait for Python's lock of a half imported module for ever, a compilation for llvmlite's, and
+an optimizer would be between two of its arrays.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 
+from isostep.lock import Lock, made
+
 PATIENCE = 30.0
-"""Seconds that a fork waits at most, for imports, steps and the compiler."""
+"""Seconds that a fork waits at most: importing a framework takes long, and may fail to end."""
+
+_forking = threading.RLock()  # one fork at a time: `_held` is that of one thread
+_held: list[Lock] = []
 
 
 def _importing() -> bool:
@@ -24,10 +31,31 @@ def _importing() -> bool:
 
 
 def _before_fork() -> None:
+    _forking.acquire()
     end = time.monotonic() + PATIENCE
     while _importing() and time.monotonic() < end:
         time.sleep(0.002)
+    for lock in made():
+        if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            _held.append(lock)
+
+
+def _after_fork() -> None:
+    # Python calls this also where it was registered while `_before_fork` would have been called.
+    if _forking._is_owned():  # pyright: ignore[reportAttributeAccessIssue]
+        while _held:
+            _held.pop().release()
+        _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    _after_fork()
+    for lock in made():
+        if not lock._is_owned():  # the thread that forks lives on, and lets go of its own
+            lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

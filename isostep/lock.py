@@ -7,14 +7,10 @@ both. Every front-end takes this lock around whatever reads or writes them.
 from __future__ import annotations
 
 import functools
-import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
-
-from isostep.forks import PATIENCE
 
 _P = ParamSpec("_P")
 _Self = TypeVar("_Self", bound=Any)
@@ -29,8 +25,7 @@ class Lock(_RLock):
     """A re-entrant lock, for `with`.
 
     It is no part of what holds it: a copy or a pickle of an optimizer has a lock of its own, which
-    nobody holds. A fork waits until other threads have let go of it, so that a child finds an
-    optimizer between two steps and a compiler that nobody is in.
+    nobody holds. A fork waits until other threads have let go of it (`forks.py`).
 
     Args:
         inner: it is taken by those who hold others, and never the other way round.
@@ -79,44 +74,14 @@ def locked(
     return under_lock
 
 
-# -- forks ---------------------------------------------------------------------------------------
-
 _outer: weakref.WeakSet[Lock] = weakref.WeakSet()
 _inner: weakref.WeakSet[Lock] = weakref.WeakSet()
-_held: list[Lock] = []
-_forking = threading.RLock()  # one fork at a time: `_held` is that of one thread
 
 
-def _made() -> list[Lock]:
+def made() -> list[Lock]:
+    """All locks, in an order in which one thread may take them."""
     while True:
         try:
             return [*_outer, *_inner]
         except RuntimeError:  # another thread has just made one
             continue
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    end = time.monotonic() + PATIENCE
-    for lock in _made():
-        if lock.acquire(timeout=max(0.0, end - time.monotonic())):
-            _held.append(lock)
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop().release()
-    _forking.release()
-
-
-def _after_fork_in_child() -> None:
-    _after_fork()
-    for lock in _made():
-        if not lock._is_owned():  # the thread that forks lives on, and lets go of its own
-            lock._at_fork_reinit()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-    )

@@ -15,8 +15,8 @@ import isostep
 STEPS = 3
 X, G = np.random.default_rng(0).normal(size=(2, 40, 30)).astype(np.float32)
 ROUNDING = 2.0**-24
-# Frameworks take 1 - beta2^t in float32, whose rounding it enlarges; nothing else in an update loses
-# as much.
+# Frameworks take 1 - beta2^t in float32, whose rounding it enlarges; nothing else in an update
+# loses as much.
 OF_UPDATE = ROUNDING / (1 - 0.999)
 
 Steps = Callable[[Any], Any]

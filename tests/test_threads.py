@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import isostep
-from isostep import lock
+from isostep import forks
 from isostep.compile import machine_code
 from isostep.engines import openmp, processors
 from isostep.engines.threads import HOST
@@ -219,7 +219,7 @@ def test_a_forked_child_finds_locks_of_other_threads_free_and_keeps_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also of those that do not let go of theirs, for which a fork does not wait for ever."""
-    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(forks, "PATIENCE", 0.1)
     others, own = Lock(), Lock()
     done = holding(others)
     with own:
