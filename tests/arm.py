@@ -73,7 +73,11 @@ def emulated() -> list[str]:
         interpreter = debian()
         packages(interpreter.name.removeprefix("python"))
         (ARM / "ready").write_text(str(interpreter), encoding="utf-8")
-    return [qemu, "-L", str(SYSTEM), (ARM / "ready").read_text(encoding="utf-8")]
+    # By its own loader, and not by QEMU's option -L, under which whoever opens "/" is in SYSTEM.
+    loader = str(SYSTEM / "lib" / "ld-linux-aarch64.so.1")
+    libraries = [str(SYSTEM / folder / "aarch64-linux-gnu") for folder in ("lib", "usr/lib")]
+    interpreter = (ARM / "ready").read_text(encoding="utf-8")
+    return [qemu, loader, "--library-path", ":".join(libraries), interpreter]
 
 
 def debian() -> Path:
