@@ -26,7 +26,7 @@ from isostep.tracing import trace
 _SMALLEST = {"float64": -1022, "float32": -126}  # as powers of two
 _ROUNDOFF = {"float64": -53, "float32": -24}
 _MARGIN = 2
-_JUMPS = ("sign", "gt", "ge")
+_COMPARISONS = ("gt", "ge")
 
 # The norm of many elements has the error of all of them. A bound of twice that of one is felt from
 # 2^30 elements on, if each is as large as can be flushed.
@@ -55,7 +55,8 @@ def guards(recipe: Recipe) -> Guards | None:
         return ()
     rule = replace(recipe, clip=None, nonfinite="propagate", report=False, average=False)
     computed = list(_of_arrays(trace(replace(rule, overwrite=False)).graph.nodes))
-    if any(node.op in _JUMPS for node in computed):
+    compared = {node for node in computed if node.op in _COMPARISONS}
+    if any(node.op == "sign" or _jumps(node, compared) for node in computed):
         return None
     found: Guards = ()
     if any(node.op == "div" for node in computed):
@@ -76,6 +77,15 @@ def _of_arrays(nodes: Iterable[Symbol]) -> Iterable[Symbol]:
             yield node
         elif node.op == "input" and not node.is_host:
             known.add(node)
+
+
+def _jumps(node: Symbol, compared: set[Symbol]) -> bool:
+    """Whether it depends on a comparison, and is not the larger of the two numbers compared."""
+    if not any(arg in compared for arg in node.args):
+        return False
+    condition, *chosen = node.args
+    same = len(chosen) == 2 and all(a is b for a, b in zip(condition.args, chosen, strict=False))
+    return node.op != "where" or condition not in compared or not same
 
 
 def bounds(needed: Guards | None, arrays: list[Array]) -> Bounds | None:
