@@ -7,12 +7,13 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isostep.compile import cache, machine_code, numba_settings, room
+from isostep.compile import cache, machine_code, numba_settings, room, target
 
 from .hostile_caches import (
     ATTACKS,
@@ -366,21 +367,17 @@ def environment_with(monkeypatch: pytest.MonkeyPatch, change: str) -> str:
         monkeypatch.setattr(
             machine_code, "_version_file", lambda p: "99.0" if p == change else real(p)
         )
-    elif change == "cpu":
-        monkeypatch.setattr(machine_code.llvm, "get_host_cpu_name", lambda: "i486")
-    elif change == "features":
-        monkeypatch.setattr(machine_code.llvm, "get_host_cpu_features", dict_without_avx)
-    elif change == "machine":
-        monkeypatch.setattr(machine_code.platform, "machine", lambda: "riscv64")
+    else:
+        other = replace(target.host(), **MACHINES[change])
+        monkeypatch.setattr(target, "host", lambda: other)
     return machine_code._environment.__wrapped__()
 
 
-def dict_without_avx() -> object:
-    class Features:
-        def flatten(self) -> str:
-            return "-avx512f"
-
-    return Features()
+MACHINES = {
+    "cpu": {"processor": "i486"},
+    "features": {"features": "-avx512f"},
+    "machine": {"triple": "riscv64-unknown-linux-gnu"},
+}
 
 
 @pytest.mark.parametrize("change", ["numba", "llvmlite", "cpu", "features", "machine"])
