@@ -253,3 +253,15 @@ def test_groups_and_counts_that_differ_keep_their_own_coefficients() -> None:
     for k in range(15):
         alone = made._fold(1.0, SCALARS, k % 3, float(k // 3 + 1), "float64")
         assert {n: v[k] if isinstance(v, np.ndarray) else v for n, v in found.items()} == alone
+
+
+def test_groups_that_change_places_keep_the_recipes_of_their_parameters() -> None:
+    """What selects code is known by the place of a group, which is another's after that."""
+    rule, dialect = rules.get("SGD"), dialects.get("torch")
+    values = dialect.spelling(rule).canonical_defaults(rule) | {"lr": 0.1}
+    up, down = (HyperGroup(str(up), dict(values), maximize=up) for up in (True, False))
+    made = Stepper(rule, dialect, dialect.spelling(rule), [up, down], Options(), "native")
+    leaves = [made.add(name, np.ones(3), group) for group, name in enumerate(["up", "down"])]
+    made.prepare(("float64", "float64"))
+    made.regroup([down, up], [1, 0])
+    assert [made.recipe(leaf).maximize for leaf in leaves] == [True, False]

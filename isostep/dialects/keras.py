@@ -250,6 +250,8 @@ DIALECT = Dialect(
         "betas of Adam in their powers, the initial accumulator of Adagrad, epsilon_2 of Adafactor",
         "keras-norm-clips-in-float32: on the torch backend the norms that clipnorm and "
         "global_clipnorm compare are float32, also of float64 gradients",
+        "keras-resets-all-sums: a step of accumulated gradients forgets what was summed for a "
+        "variable that has no gradient in its last call, but on the JAX backend",
         "keras-decay-before-update: weight decay is decoupled in every rule and is applied before "
         "the rule reads the variable",
     ),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from isostep import dialects
+from isostep.dialects.keras import KEEPS_OTHER_SUMS
+from tests import subprocesses
 
 from .case import TOLERANCE, Average, Case
 from .compare import (
@@ -161,6 +163,26 @@ def test_adafactor_sees_the_decayed_parameter(theirs: Backends):
     spelling = replace(keras.spelling("Adafactor"), decay_first=False)
     ours = run(keras.extended(Adafactor=spelling), case, "float64")
     assert worst(case, ours, theirs("tensorflow"))[0] > 1e-6
+
+
+# One of two variables has no gradient in the second call, which ends the first step of two calls.
+ACCUMULATED = """
+import json, keras
+known = {n: keras.Variable([0.0], dtype="float32") for n in "ab"}
+optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+optimizer.build(list(known.values()))
+for named in ("ab", "a", "ab", "ab"):
+    optimizer.apply([keras.ops.ones(1) for _ in named], [known[n] for n in named])
+print(json.dumps([float(known[n][0]) for n in "ab"]))
+"""
+
+
+@QUIRKS.shown("keras-resets-all-sums")
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
+def test_a_step_of_accumulated_gradients_forgets_all_sums(backend: str):
+    kept = backend in KEEPS_OTHER_SUMS
+    found = subprocesses.run(ACCUMULATED, warnings="ignore", KERAS_BACKEND=backend)
+    assert found == [-2.0, -1.5 if kept else -1.0]
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
