@@ -47,6 +47,20 @@ def test_numpy(name: str, dtype: str) -> None:
     np.testing.assert_allclose(*found, rtol=0, atol=64 * unit * float(np.abs(found[0]).max()))
 
 
+def test_numpy_with_no_machine_code_but_ours(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba is asked for optimised code, by what it does not promise to keep."""
+    from isostep.compile import machine_code, optimised
+
+    monkeypatch.setenv("ISOSTEP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(machine_code, "_kernels", {})
+    before = machine_code.compilations
+    isostep.Adafactor({"p": X.copy()}, engine="native").step({"p": G})
+    assert machine_code.compilations > before
+    assert optimised._asked is optimised.by_target
+
+
 def test_bfloat16() -> None:
     p = {"p": X.astype(importlib.import_module("ml_dtypes").bfloat16)}
     isostep.SGD(p, lr=0.5, engine="native").step({"p": np.ones_like(p["p"])})

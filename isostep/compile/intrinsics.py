@@ -143,6 +143,25 @@ minimum = _same_type("minimum", lambda b, x, y: _llvm(b, "minimum", x, y), 2)
 accumulate = _same_type("accumulate", lambda b, x, y: b.fadd(x, y, flags=("reassoc",)), 2)
 
 
+def _integer(name, emit):
+    """An operation on two whole numbers."""
+
+    def two(typingctx, x, y):
+        return _INT64, lambda context, builder, signature, args: emit(builder, *args)
+
+    two.__name__ = name
+    return intrinsic(two)
+
+
+_INT64 = types.int64(types.int64, types.int64)
+BUILTINS = {
+    "min": _integer("least", lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y)),
+    "max": _integer("greatest", lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y)),
+}
+"""In place of Python's own, of two whole numbers: Numba has functions for these, which would be
+compiled first."""
+
+
 @intrinsic
 def select(typingctx, condition, x, y):
     """`x` where `condition`, else `y`, without a branch."""

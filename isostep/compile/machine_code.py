@@ -151,7 +151,7 @@ def assemble(text: str, function: str) -> int:
 def _environment() -> str:
     """Everything besides the source that decides what machine code comes out."""
     here = Path(__file__).parent
-    files = ("intrinsics.py", "machine_code.py", "target.py")
+    files = ("intrinsics.py", "machine_code.py", "optimised.py", "target.py")
     texts = [(here / file).read_text(encoding="utf-8") for file in files]
     versions = [_version_file(package) for package in ("numba", "llvmlite")]
     return "\n".join([*texts, *versions, str(target.host())])
@@ -189,34 +189,34 @@ def _module(
             "NUMBA_DISABLE_JIT is set, and isostep's kernels are compiled by Numba: unset it, or "
             'use engine="array"'
         )
-    word = numba.types.int64
+    functions = written(source)
+    text, symbols = _importing_numba("optimised").optimised(
+        {functions[f]: words[f] for f in entries}
+    )
+    entry_points = [
+        _entry_point(entry, symbol, words[function], flushing)
+        for (function, entry), symbol in zip(entries.items(), symbols, strict=True)
+    ]
+    module = llvm.parse_assembly("\n".join([text, *entry_points]))
+    module.verify()
+    return module
+
+
+def written(source: str) -> dict[str, Any]:
+    """The functions of a module, by name, as Python runs them; a debugger finds their source."""
     filename = f"<isostep {cache.key(source)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    scope: dict[str, Any] = {"__name__": "isostep_kernel"}
+    scope: dict[str, Any] = {
+        "__name__": "isostep_kernel",
+        **_importing_numba("intrinsics").BUILTINS,
+    }
     exec(compile(source, filename, "exec"), scope)
-    module = None
-    for function, entry in entries.items():
-        python = scope[function]
-        assert isinstance(python, FunctionType)
-        # error_model: a checked division would keep loops from the vector unit.
-        dispatcher: Any = numba.njit(
-            numba.types.void(*[word] * words[function]),
-            error_model="numpy",
-            fastmath={"contract"},
-            no_cpython_wrapper=True,
-            no_cfunc_wrapper=True,
-        )(python)
-        (signature,) = dispatcher.signatures
-        text = dispatcher.inspect_llvm(signature)
-        inner = dispatcher.overloads[signature].fndesc.llvm_func_name
-        entry_point = _entry_point(entry, inner, words[function], flushing)
-        part = llvm.parse_assembly(text + entry_point)
-        part.verify()
-        if module is None:
-            module = part
-        else:
-            module.link_in(part)
-    return module
+    made = {name: each for name, each in scope.items() if isinstance(each, FunctionType)}
+    return {name: each for name, each in made.items() if each.__code__.co_filename == filename}
+
+
+def _importing_numba(name: str) -> Any:
+    return importlib.import_module(f"isostep.compile.{name}")
 
 
 def _entry_point(entry: str, inner: str, words: int, flushing: int | None) -> str:
