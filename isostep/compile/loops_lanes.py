@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from isostep.compile.arrays import DTYPE_BYTES
-from isostep.compile.layout import ALIGNMENT, LANES, LANES_CHUNK
+from isostep.compile.layout import ALIGNMENT, LANES, LANES_CHUNK, SHORT_MATRIX
 from isostep.compile.pass_writer import PassWriter
 from isostep.compile.trace import Symbol
 
@@ -21,8 +21,8 @@ class LanesWriter(PassWriter):
     def write(self) -> None:
         w = self.w
         self._function(f"pass_{self.number}", "chunks", LANES_CHUNK, "low, high, scratch")
-        rows, columns = self.shape
-        w.line(f"rows, columns = {rows}, {columns}")
+        w.line("rows, columns = shapes[tensor * 2], shapes[tensor * 2 + 1]")
+        w.line("size = rows * columns")
         for name in [*self._element_names(), *self._names_of("row"), *self._names_of("column")]:
             self._array(name, "0")
         self._divide_scratch()
@@ -30,12 +30,12 @@ class LanesWriter(PassWriter):
         with w.block(f"for block in range(first_batch, end_batch, {LANES}):"):
             w.line(f"lanes = min({LANES}, end_batch - block)")
             for _, name in self._given("element"):
-                self._stage(name, str(rows * columns))
+                self._stage(name, "size")
             for _, name in self._given("column"):
-                self._stage(name, str(columns))
+                self._stage(name, "columns")
             self._matrix_values()
             for r in self._sums("column"):
-                self._zero_lanes(f"{self._name(r)}_sums", str(columns))
+                self._zero_lanes(f"{self._name(r)}_sums", "columns")
             with w.block("for i in range(rows):"):
                 self._row()
             if self._sums("column"):
@@ -43,7 +43,7 @@ class LanesWriter(PassWriter):
                     self._finish("column", f"j * {LANES} + lane", "rows")
                     self._conclude("column", "(block + lane) * columns + j")
             for name, _ in self._stores("element"):
-                self._unstage(name, str(rows * columns))
+                self._unstage(name, "size")
         self._keep_tensor_sums()
         self._end()
 
@@ -69,12 +69,11 @@ class LanesWriter(PassWriter):
         """
         blocks = [name for _, name in (*self._given("element"), *self._given("column"))]
         blocks += [name for name, _ in self._stores("element")]
-        rows, columns = self.shape
-        room = {f"{name}_block": rows * columns * LANES for name in blocks}
+        room = {f"{name}_block": SHORT_MATRIX * LANES for name in blocks}
         kept = [*self._kept_per_matrix(), *self._kept_per_row()]
         room |= {f"{self._name(node)}_lanes": LANES for node in kept}
         room |= {f"{self._name(r)}_sums": LANES for r in self._sums("row")}
-        return room | {f"{self._name(r)}_sums": columns * LANES for r in self._sums("column")}
+        return room | {f"{self._name(r)}_sums": SHORT_MATRIX * LANES for r in self._sums("column")}
 
     def _kept_per_row(self) -> list[Symbol]:
         """Values per row that elements read."""
