@@ -592,7 +592,7 @@ class Stepper:
         entries: list[PlanEntry] = []
         for leaf, grad in zip(self.leaves, grad_dtypes, strict=True):
             kept = self.kept(leaf)
-            schedule = trace(self.recipe(leaf))
+            schedule = trace(self.recipe(leaf), matrices=leaf.matrices)
             sizes = {"grad": dtype_of(grad or "float32").itemsize * leaf.size}
             sizes |= {name: a.nbytes for name, a in leaf.arrays.items()}
             moved = sum(sizes[name] for step in schedule.passes for name in step.moves)

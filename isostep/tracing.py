@@ -6,7 +6,7 @@ import functools
 from dataclasses import replace
 
 from isostep.compile.schedule import Schedule, schedule
-from isostep.compile.trace import Graph, Symbol, SymbolNamespace
+from isostep.compile.trace import Graph, Matrices, Symbol, SymbolNamespace
 from isostep.recipe import Recipe, step
 
 
@@ -21,14 +21,14 @@ class _Coefficients:
 
 
 @functools.cache
-def trace(recipe: Recipe, recomputes: bool = True, swapped: bool = False) -> Schedule:
+def trace(recipe: Recipe, recomputes: bool = True, matrices: Matrices = "plain") -> Schedule:
     """The passes of one step of `recipe`.
 
     Args:
         recipe: what is done.
-        recomputes, swapped: as in `Graph`.
+        recomputes, matrices: as in `Graph`.
     """
-    graph = Graph(recomputes, swapped)
+    graph = Graph(recomputes, matrices)
     inputs = {"grad": graph.input("grad", "element"), "param": graph.input("param", "element")}
     for slot in recipe.rule.active_slots(recipe.o):
         inputs[slot.name] = graph.input(slot.name, slot.per)

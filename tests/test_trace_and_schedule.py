@@ -267,7 +267,7 @@ def write(config: Config, layout: Layout, dtype: str) -> tuple[str, Schedule]:
     average = [Array("average", wide)] if recipe.average else []
     arrays = [Array("grad", dtype), Array("param", dtype), *slots, *average]
     plan = trace(recipe)
-    return write_module(plan, arrays, layout, (3, 3), config.rule), plan
+    return write_module(plan, arrays, layout, config.rule), plan
 
 
 def sums_columns(step: Pass) -> bool:

@@ -249,5 +249,7 @@ to_float16 = _unary("to_float16", types.float32, types.uint16, _to_float16)
 widen = _unary("widen", types.float32, types.float64, lambda b, x: b.fpext(x, _F64))
 narrow = _unary("narrow", types.float64, types.float32, lambda b, x: b.fptrunc(x, _F32))
 
-float32_scratch = _scratch(types.float32)
 float64_scratch = _scratch(types.float64)
+float32_scratch = _scratch(types.float32)
+float16_scratch = _scratch(types.uint16)
+bfloat16_scratch = _scratch(types.uint16)

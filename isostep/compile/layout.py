@@ -1,6 +1,7 @@
 """How the elements of a tensor are walked: which loops a kernel has, and what is one chunk of work.
 
-- `flat`: a run of elements; for everything without rows and columns.
+- `flat`: a run of elements; for everything without rows and columns, and for matrices of a single
+  element (the 1 x 1 kernels of a convolution).
 - `rows`: some rows of one matrix; the vector unit runs along a row. Sums per column are finished
   by a second function when all rows of a matrix are done.
 - `lanes`: many small matrices (the 3 x 3 kernels of a convolution); the vector unit runs across
@@ -39,9 +40,9 @@ Table = NDArray[np.int64]
 
 def layout_of(shape: Shape3, factored: bool) -> Layout:
     """The layout for a tensor seen as (batch, rows, columns)."""
-    if not factored:
-        return "flat"
     batch, rows, columns = shape
+    if not factored or rows == columns == 1:
+        return "flat"
     short = rows * columns <= SHORT_MATRIX and columns < 16 and batch >= 8
     return "lanes" if short else "rows"
 

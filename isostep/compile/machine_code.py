@@ -151,7 +151,7 @@ def assemble(text: str, function: str) -> int:
 def _environment() -> str:
     """Everything besides the source that decides what machine code comes out."""
     here = Path(__file__).parent
-    files = ("intrinsics.py", "machine_code.py", "optimised.py", "target.py")
+    files = ("intrinsics.py", "machine_code.py", "optimised.py", "staging.py", "target.py")
     texts = [(here / file).read_text(encoding="utf-8") for file in files]
     versions = [_version_file(package) for package in ("numba", "llvmlite")]
     return "\n".join([*texts, *versions, str(target.host())])

@@ -22,16 +22,13 @@ _WRITERS: dict[Layout, type[PassWriter]] = {
 }
 
 
-def write_module(
-    plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int], title: str
-) -> str:
+def write_module(plan: Schedule, arrays: list[Array], layout: Layout, title: str) -> str:
     """The source of a module with one function `pass_k` (and `columns_k`) for each pass.
 
     Args:
         plan: the passes.
         arrays: the columns of the address table.
         layout: how elements are walked.
-        shape: (rows, columns) of every matrix, which the lanes layout is made for.
         title: what the kernel is for, the first line of the module's docstring.
     """
     w = SourceWriter()
@@ -43,25 +40,24 @@ def write_module(
     w.line("from numpy import float32, float64")
     w.line()
     w.line("from isostep.compile.intrinsics import *")
-    for writer in _writers(w, plan, arrays, layout, shape):
+    if layout == "lanes":
+        w.line("from isostep.compile.staging import *")
+    for writer in _writers(w, plan, arrays, layout):
         writer.write()
     return "\n".join(w.lines) + "\n"
 
 
-def scratch_bytes(
-    plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int]
-) -> int:
+def scratch_bytes(plan: Schedule, arrays: list[Array], layout: Layout) -> int:
     """Bytes of memory of its own that each call of a pass needs, at an address that is a multiple
     of `ALIGNMENT`; 0: passes take no such address. Arguments as of `write_module`."""
-    writers = _writers(SourceWriter(), plan, arrays, layout, shape)
+    writers = _writers(SourceWriter(), plan, arrays, layout)
     return max(writer.scratch for writer in writers)
 
 
 def _writers(
-    w: SourceWriter, plan: Schedule, arrays: list[Array], layout: Layout, shape: tuple[int, int]
+    w: SourceWriter, plan: Schedule, arrays: list[Array], layout: Layout
 ) -> list[PassWriter]:
     passes = plan.passes
     return [
-        _WRITERS[layout](w, step, arrays, number, len(passes), shape)
-        for number, step in enumerate(passes)
+        _WRITERS[layout](w, step, arrays, number, len(passes)) for number, step in enumerate(passes)
     ]

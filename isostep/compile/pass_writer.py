@@ -63,7 +63,6 @@ class PassWriter:
         step: the pass.
         arrays: the columns of the address table.
         number, count: which pass it is, of how many.
-        shape: (rows, columns) of every matrix, where the layout is made for one shape.
     """
 
     def __init__(
@@ -73,9 +72,8 @@ class PassWriter:
         arrays: list[Array],
         number: int,
         count: int,
-        shape: tuple[int, int],
     ) -> None:
-        self.w, self.step, self.shape = w, step, shape
+        self.w, self.step = w, step
         self.number, self.count = number, count
         self.dtypes = {a.name: a.dtype for a in arrays}
         self.columns = {a.name: k for k, a in enumerate(arrays)}

@@ -16,8 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Domain = Literal["step", "tensor", "matrix", "row", "column", "element"]
+Matrices = Literal["plain", "transposed", "single"]
+"""How a graph sees the matrices of its caller: as they are; with their rows as its columns; or, if
+each is a single element, as elements, which are their own rows, columns, sums and means."""
 
 _RANK: dict[str, int] = {"step": 0, "tensor": 1, "matrix": 2, "row": 3, "column": 3, "element": 4}
+
+_SEEN: dict[Matrices, dict[Domain, Domain]] = {
+    "plain": {},
+    "transposed": {"row": "column", "column": "row"},
+    "single": {"row": "element", "column": "element", "matrix": "element"},
+}
 
 REDUCTIONS: frozenset[tuple[str, str]] = frozenset(
     {
@@ -118,11 +127,11 @@ class Graph:
     Args:
         recomputes: what two passes need is computed in both of them, as kernels do, and not kept
             from one to the other, as compilers of arrays prefer.
-        swapped: what the caller calls rows are the columns of the graph, and the other way round.
+        matrices: how it sees the caller's.
     """
 
     recomputes: bool = True
-    swapped: bool = False
+    matrices: Matrices = "plain"
     nodes: list[Symbol] = field(default_factory=list["Symbol"])
     _known: dict[tuple[Any, ...], Symbol] = field(
         default_factory=dict[tuple[Any, ...], "Symbol"], repr=False
@@ -163,6 +172,8 @@ class Graph:
     def reduce(self, op: Literal["sum", "mean"], x: Any, per: Domain, name: str = "") -> Symbol:
         """A sum or mean of `x` over everything that shares one `per`, and `name` if it is given."""
         per = self._seen(per)
+        if isinstance(x, Symbol) and x.domain == per == "element":
+            return x
         if op == "sum" and per == "step" and isinstance(x, Symbol) and x.domain == "element":
             x = self.reduce("sum", x, "tensor")
         if not isinstance(x, Symbol) or (x.domain, per) not in REDUCTIONS:
@@ -172,8 +183,7 @@ class Graph:
         return self._node(op, (x,), per, name)
 
     def _seen(self, domain: Domain) -> Domain:
-        other: dict[Domain, Domain] = {"row": "column", "column": "row"}
-        return other.get(domain, domain) if self.swapped else domain
+        return _SEEN[self.matrices].get(domain, domain)
 
     def _node(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isostep.compile.layout import Layout, Shape3, layout_of
+from isostep.compile.trace import Matrices
 from isostep.rules.base import Domain
 
 AnyArray = NDArray[Any]
@@ -91,6 +92,13 @@ class Leaf:
             return (1, 1, self.size)
         rows, columns = (self.shape[axis] for axis in self.order[-2:])
         return (self.size // max(1, rows * columns), rows, columns)
+
+    @property
+    def matrices(self) -> Matrices:
+        """How the graph of a step sees the matrices of this parameter."""
+        if self.factored_axes is not None and self.shape3[1:] == (1, 1):
+            return "single"
+        return "transposed" if self.swapped else "plain"
 
     def dense(self, array: AnyArray) -> AnyArray:
         """`array` (of the parameter's shape) flat, in this leaf's order; a copy if need be."""

@@ -33,19 +33,15 @@ def _written(
     schedule: Schedule,
     arrays: tuple[Array, ...],
     layout: walk.Layout,
-    matrix: tuple[int, int],
     title: str,
 ) -> tuple[str, int]:
     """The source of a kernel, and how many bytes of scratch memory each call of it needs."""
-    form = schedule, list(arrays), layout, matrix
+    form = schedule, list(arrays), layout
     return write_module(*form, title), scratch_bytes(*form)
 
 
 def _source_of(cohort: Cohort) -> tuple[str, int]:
-    # Only the lanes layout is made for one shape of matrix.
-    matrix = cohort.shapes[0][1:] if cohort.layout == "lanes" else (0, 0)
-    form = cohort.schedule, tuple(cohort.arrays), cohort.layout, matrix
-    return _written(*form, cohort.title)
+    return _written(cohort.schedule, tuple(cohort.arrays), cohort.layout, cohort.title)
 
 
 class NativeRunner:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isostep import flushing
 from isostep.compile.arrays import Array, name_of
 from isostep.compile.layout import Layout
+from isostep.compile.trace import Matrices
 from isostep.engines.cohort import Cohort, Runner
 from isostep.engines.leaf import Leaf
 from isostep.recipe import Recipe
@@ -32,23 +33,21 @@ class Kind:
 
     Args:
         recipe: what is done.
-        swapped: whether it is traced with rows and columns swapped.
+        matrices: how its graph sees them.
         arrays: the arrays of each, without the gradient.
         layout: how elements are walked.
-        matrix: (rows, columns) of every matrix, where the layout is made for one shape.
     """
 
     recipe: Recipe
-    swapped: bool
+    matrices: Matrices
     arrays: tuple[Array, ...]
     layout: Layout
-    matrix: tuple[int, int] | None
 
     def cohort(self, leaves: Sequence[Leaf], grad_dtype: str, members: Places) -> Cohort:
         """The cohort of some parameters of this kind."""
         idle = self.recipe.idle
         return Cohort(
-            trace(self.recipe, swapped=self.swapped),
+            trace(self.recipe, matrices=self.matrices),
             [Array("grad", grad_dtype), *self.arrays],
             self.layout,
             [(1, 1, leaf.size) if idle else leaf.shape3 for leaf in leaves],
@@ -62,9 +61,8 @@ def kind_of(leaf: Leaf, recipe: Recipe) -> Kind:
     """The kind of a parameter that is stepped by a recipe."""
     arrays = tuple(Array(name, name_of(a.dtype)) for name, a in leaf.arrays.items())
     if recipe.idle:
-        return Kind(recipe, False, arrays, "flat", None)
-    matrix = leaf.shape3[1:] if leaf.layout == "lanes" else None
-    return Kind(recipe, leaf.swapped, arrays, leaf.layout, matrix)
+        return Kind(recipe, "plain", arrays, "flat")
+    return Kind(recipe, leaf.matrices, arrays, leaf.layout)
 
 
 @dataclass
