@@ -138,9 +138,10 @@ class _Mover:
         rows += [ir.Constant(rows[0].type, ir.Undefined)] * (_SIDE - len(rows))
         for distance in (1, 2, 4):
             rows = self._exchanged(rows, distance)
+        if not self.inward and width < _SIDE:
+            rows = [self._shuffle(row, row, range(width)) for row in rows]
         for row, place in zip(rows, here, strict=False):
-            length = place.type.pointee.count
-            self._store(row if length == _SIDE else self._shuffle(row, row, range(length)), place)
+            self._store(row, place)
 
     def _widened(self, row):
         """A row of a tile, of which the first half may be all that is there."""

@@ -171,9 +171,10 @@ class Graph:
 
     def reduce(self, op: Literal["sum", "mean"], x: Any, per: Domain, name: str = "") -> Symbol:
         """A sum or mean of `x` over everything that shares one `per`, and `name` if it is given."""
-        per = self._seen(per)
-        if isinstance(x, Symbol) and x.domain == per == "element":
-            return x
+        seen = self._seen(per)
+        if isinstance(x, Symbol) and x.domain == seen == "element" != per:
+            return x  # of the one element of a matrix
+        per = seen
         if op == "sum" and per == "step" and isinstance(x, Symbol) and x.domain == "element":
             x = self.reduce("sum", x, "tensor")
         if not isinstance(x, Symbol) or (x.domain, per) not in REDUCTIONS:
