@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks import timm_shapes
 
 Shape = tuple[int, ...]
 Floats = NDArray[np.float32]
@@ -78,14 +82,28 @@ def _gpt2() -> list[Shape]:
     return [(50257, width), (1024, width), *layer * layers, (width,), (width,)]
 
 
+def _of_timm(name: str) -> list[Shape]:
+    return [tuple(shape) for shape in json.loads(timm_shapes.PATH.read_text())[name]]
+
+
+_OF_TIMM = {
+    "mobilenet_v3": (174, 5_483_032),
+    "efficientnet_b0": (213, 5_288_548),
+    "vit_s": (152, 22_050_664),
+    "convnext_t": (182, 28_589_128),
+    "swin_t": (173, 28_288_354),
+}
 _BUILDERS: dict[str, tuple[Callable[[], list[Shape]], int, int]] = {
     "mini": (_mini, 4, 365),
     "tiny": (_tiny, 500, 1_040_000),
     "resnet50": (_resnet50, 161, 25_557_032),
     "gpt2": (_gpt2, 148, 124_439_808),
+    **{name: (partial(_of_timm, name), *counts) for name, counts in _OF_TIMM.items()},
 }
 NAMES = tuple(_BUILDERS)
 DEFAULT = ("tiny", "resnet50", "gpt2")
+COLD = ("resnet50", "mobilenet_v3", "efficientnet_b0", "vit_s", "gpt2", "convnext_t", "swin_t")
+"""Those of which the first step is measured: networks with many shapes."""
 
 
 def get(name: str) -> Model:

@@ -7,15 +7,14 @@ Every way of stepping trains a model of its own, from the same start, in turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.cases import Case
+from benchmarks.loop import Loop
 from benchmarks.peers import FRONT_ENDS, torch_optim
 from benchmarks.timing import WARM_UP, Budget
 
@@ -40,33 +39,15 @@ class _Transformer(nn.Module):
         return functional.cross_entropy(scores.flatten(0, 1), text[:, 1:].flatten())
 
 
-class _Training:
-    """One model, and one way to step it."""
-
-    def __init__(self, way: torch_optim.Way) -> None:
-        torch.manual_seed(0)
-        self.model = _Transformer()
-        self.step: Callable[[], object] | None = None
-        self.way = way
-        self.times: list[tuple[float, float]] = []
-
-    def turn(self, text: Tensor) -> None:
-        """One iteration; keeps the seconds of its two halves."""
-        start = time.perf_counter()
-        for p in self.model.parameters():
-            p.grad = None
-        self.model(text).backward()
-        middle = time.perf_counter()
-        if self.step is None:  # averaging and clipping want gradients to be there
-            self.step = self.way(list(self.model.parameters()))
-        self.step()
-        self.times.append((middle - start, time.perf_counter() - middle))
+def _loop(way: torch_optim.Way) -> Loop:
+    torch.manual_seed(0)
+    return Loop(_Transformer(), way)
 
 
 def measure(case: Case, budget: Budget) -> dict[str, Any]:
     """For each way the medians, in milliseconds, of forward and backward, and of the step."""
     ways = {FRONT_ENDS["torch"]: torch_optim.own_way(case), **torch_optim.ways(case)}
-    trainings = {name: _Training(way) for name, way in ways.items()}
+    trainings = {name: _loop(way) for name, way in ways.items()}
     random = torch.Generator().manual_seed(0)
     end = time.perf_counter() + budget.seconds
     for number in range(WARM_UP + budget.most):
@@ -78,6 +59,6 @@ def measure(case: Case, budget: Budget) -> dict[str, Any]:
             training.turn(text)
     found: dict[str, Any] = {}
     for name, training in trainings.items():
-        model, step = np.median(training.times[WARM_UP:], axis=0) * 1e3
-        found[name] = {"model_ms": float(model), "step_ms": float(step)}
+        model, step = training.medians(WARM_UP)
+        found[name] = {"model_ms": model * 1e3, "step_ms": step * 1e3}
     return {"training": found}
