@@ -16,7 +16,7 @@ from benchmarks.cases import CASES
 from benchmarks.live import View
 from benchmarks.peers import MODULES
 from benchmarks.results import Results
-from benchmarks.worker import Task
+from benchmarks.worker import PARTS, STARTUP, Task
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -32,6 +32,7 @@ def main(
     ] = None,
     rules: Annotated[str, typer.Option(help="Kinds of step.")] = ",".join(CASES),
     peers: Annotated[str, typer.Option(help='Frameworks; "" for none.')] = ",".join(MODULES),
+    parts: Annotated[str, typer.Option(help="What is measured.")] = ",".join(PARTS),
     threads: Annotated[
         int | None, typer.Option(min=1, help="For every contestant.", show_default="all cores")
     ] = None,
@@ -58,6 +59,7 @@ def main(
         peers=_chosen("--peers", peers, list(MODULES), []),
         threads=threads or machine.cores(),
         huge_pages=huge_pages,
+        parts=_chosen("--parts", parts, list(PARTS), []),
     )
     earlier = _earlier(out) if add else None
     interrupted = _measure(results, quick)
@@ -112,16 +114,19 @@ def _measure(results: Results, quick: bool) -> bool:
         results.cases,
         results.peers,
         results.threads,
+        parts=results.parts,
         huge_pages=results.huge_pages,
         quick=quick,
     )
     begin = time.perf_counter()
     stopped = False
-    with View(Console(stderr=True), sum(len(t.cells) for t in todo) + 1) as view:
+    startup_too = STARTUP in results.parts
+    with View(Console(stderr=True), sum(len(t.cells) for t in todo) + startup_too) as view:
         try:
-            view.doing("start-up")
-            results.startup = startup.measure(3, 1) if quick else startup.measure()
-            view.found("start-up", {})
+            if startup_too:
+                view.doing("start-up")
+                results.startup = startup.measure(3, 1) if quick else startup.measure()
+                view.found("start-up", {})
             for task in todo:
                 _run(task, results, view)
         except KeyboardInterrupt:

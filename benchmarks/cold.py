@@ -36,7 +36,7 @@ COLUMNS = {
 }
 """What is found of a model and a rule, and how tables call it."""
 
-BUDGET = Budget(seconds=2.0, least=3, most=60)
+BUDGET = Budget(seconds=2.0, least=3, most=500)
 """The seconds and the number of steps in a process that finds its kernels; `least` rounds."""
 
 Figures = dict[str, float]
@@ -47,7 +47,7 @@ def measure(
     rule: str,
     threads: int,
     budget: Budget = BUDGET,
-    checkouts: Mapping[str, Path] = {NOW: HERE},  # noqa: B006 (it is read only)
+    checkouts: Mapping[str, Path] = {NOW: HERE},
 ) -> dict[str, Figures]:
     """The medians of `budget.least` rounds, by the names of the checkouts.
 
@@ -117,9 +117,9 @@ def texts(found: Mapping[str, Figures]) -> list[str]:
 
 
 def _digits(name: str, value: float) -> str:
-    if name == "kernels":
+    if name == "kernels" or value >= 100:
         return f"{value:.0f}"
-    return f"{value:.1f}" if name.endswith("_s") or value < 100 else f"{value:.0f}"
+    return f"{value:.1f}" if name.endswith("_s") else f"{value:.3g}"
 
 
 def table(rows: list[tuple[str, str, Mapping[str, Figures]]]) -> Table:

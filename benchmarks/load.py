@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -85,7 +85,8 @@ def _together(name: str, load: Load, rule: str, threads: int, seconds: float) ->
     """Train in all processes of a load at once; all begin when all are ready."""
     task = asdict(load) | {"name": name, "rule": rule, "threads": threads, "seconds": seconds}
     with ExitStack() as stack:
-        workers = [_Worker(task, stack) for _ in range(load.processes)]
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(load.processes)]
+        workers = [stack.enter_context(_Worker(task, log)) for log in logs]
         for worker in workers:
             worker.line()
         for worker in workers:
@@ -100,23 +101,33 @@ def _together(name: str, load: Load, rule: str, threads: int, seconds: float) ->
 
 
 class _Worker:
-    """A process that trains; it ends with the stack."""
+    """A process that trains, until the end of a `with` block.
 
-    def __init__(self, task: dict[str, Any], stack: ExitStack) -> None:
-        self._log: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
-        self._process = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.trainee", json.dumps(task)],
-                env=machine.environment(task["threads"], ["torch"], huge_pages=False),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                text=True,
-            )
+    Args:
+        task: what `benchmarks.trainee` takes.
+        log: gets its stderr.
+    """
+
+    def __init__(self, task: dict[str, Any], log: IO[str]) -> None:
+        self._log = log
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.trainee", json.dumps(task)],
+            env=machine.environment(task["threads"], ["torch"], huge_pages=False),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
-        stack.callback(self._process.kill)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def begin(self) -> None:
+        """Let it train."""
         assert self._process.stdin is not None
         self._process.stdin.write("begin\n")
         self._process.stdin.flush()

@@ -9,7 +9,7 @@ from benchmarks import machine, models, program
 from benchmarks.cases import CASES
 from benchmarks.own import NAME
 from benchmarks.peers import MODULES
-from benchmarks.worker import DENORMALS, LIMIT, OVERHEAD, TRAINING
+from benchmarks.worker import COLD, DENORMALS, LIMIT, LOAD, OVERHEAD, PARTS, TRAINING
 
 Record = dict[str, Any]
 
@@ -45,6 +45,7 @@ class Results:
         models, cases, peers: what was asked for, in order.
         threads: that every contestant could use.
         huge_pages: whether glibc asked for huge pages on behalf of all.
+        parts: kinds of workers that were asked for.
         records: one for each cell.
         errors: of workers that died.
     """
@@ -54,6 +55,7 @@ class Results:
     peers: list[str]
     threads: int
     huge_pages: bool = False
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
     versions: dict[str, str] = field(default_factory=machine.versions)
     records: list[Record] = field(default_factory=list)
     startup: Record = field(default_factory=dict)
@@ -86,19 +88,21 @@ class Results:
         kept = [record for record in earlier.records if cell(record) not in measured]
         self.records = kept + self.records
         self.versions = earlier.versions | self.versions
-        self.models, self.cases, self.peers = (
+        self.startup = self.startup or earlier.startup
+        self.models, self.cases, self.peers, self.parts = (
             [name for name in known if name in {*ours, *theirs}]
             for known, ours, theirs in (
                 (models.NAMES, self.models, earlier.models),
                 (CASES, self.cases, earlier.cases),
                 (MODULES, self.peers, earlier.peers),
+                (PARTS, self.parts, earlier.parts),
             )
         )
 
     @property
     def complete(self) -> bool:
         """Whether every cell that was asked for is there."""
-        todo = program.tasks(self.models, self.cases, self.peers, self.threads)
+        todo = program.tasks(self.models, self.cases, self.peers, self.threads, parts=self.parts)
         found = {cell(record) for record in self.records}
         return all((t.kind, tuple(t.peers), *c) in found for t in todo for c in t.cells)
 
@@ -161,6 +165,17 @@ class Results:
         found = [r for r in self.records if (r["kind"], r["case"]) == (TRAINING, case)]
         return found[0].get("training", {}) if found else {}
 
+    def cold(self) -> list[tuple[str, str, dict[str, float]]]:
+        """(model, case, what was found) of each first step that was measured."""
+        return [(r["model"], r["case"], r["cold"]) for r in self._measured(COLD)]
+
+    def loads(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(load, case, what was found) of each load."""
+        return [(r["model"], r["case"], r["load"]) for r in self._measured(LOAD)]
+
+    def _measured(self, kind: str) -> list[Record]:
+        return [r for r in self.records if r["kind"] == kind and "error" not in r]
+
     def failures(self) -> list[str]:
         """What could not be measured, and why."""
         cells = [
@@ -175,6 +190,8 @@ class Results:
         """What `to_dict` made a document of."""
         names = ("models", "cases", "peers", "threads", "huge_pages", "versions", "startup")
         given = {name: document[name] for name in names}
+        if "parts" in document:
+            given["parts"] = document["parts"]
         return cls(records=document["cells"], load=document["load_before_and_after"], **given)
 
     def to_dict(self) -> Record:
@@ -190,6 +207,7 @@ class Results:
             "models": self.models,
             "cases": self.cases,
             "peers": self.peers,
+            "parts": self.parts,
             "startup": self.startup,
             "cells": self.records,
             "failures": self.failures(),

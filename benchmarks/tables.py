@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks import cold, load
 from benchmarks.own import NAME
 from benchmarks.peers import FRONT_ENDS, LABELS, OTHER_FORMS
 from benchmarks.results import Results
@@ -43,6 +44,8 @@ def _tables(results: Results, verdicts: list[Verdict]) -> Iterator[Table]:
     yield _overhead(results)
     yield _training(results)
     yield _startup(results)
+    yield cold.table([(m, c, {cold.NOW: found}) for m, c, found in results.cold()])
+    yield load.table(results.loads())
     yield _targets(verdicts)
 
 

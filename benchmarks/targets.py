@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cases import CASES
+from benchmarks.cold import COLUMNS
+from benchmarks.load import LOADS
 from benchmarks.own import NAME
 from benchmarks.peers import FRONT_ENDS, LABELS, OTHER_FORMS
 from benchmarks.results import Results
@@ -108,6 +110,27 @@ def _targets() -> Iterator[Target]:
     yield Target("first step, cold", 3000.0, False, "ms", _startup("cold_first_step_ms"))
     yield Target("first step, kernels on disk", 300.0, False, "ms", _startup("disk_first_step_ms"))
     yield Target("import isostep after numpy", 60.0, False, "ms", _startup("import_ms"))
+    for figure, bound, unit in (("kernels", 8.0, ""), ("ready_s", 6.0, "s")):
+        what = f"{torch}: nothing compiled, worst model and rule, {COLUMNS[figure]}"
+        yield Target(what, bound, False, unit, _worst_cold(figure))
+    for name in LOADS:
+        what = f"{torch}: step under load, {name}, of torch fused's"
+        yield Target(what, 1.3, False, "x", _loaded(name))
+
+
+def _worst_cold(figure: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        return max((found[figure] for _, _, found in results.cold()), default=None)
+
+    return read
+
+
+def _loaded(name: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        found = [f["ratios"]["step_us"] for load, _, f in results.loads() if load == name]
+        return max(found, default=None)
+
+    return read
 
 
 def _speed(

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,8 +22,13 @@ from benchmarks.timing import Budget, Contestant
 LIMIT, DENORMALS, OVERHEAD = "limit", "denormals", "overhead"
 """Kinds of cells about isostep itself."""
 
-TRAINING = "training"
-"""The kind of cells that have a model of their own."""
+TRAINING, COLD, LOAD = "training", "cold", "load"
+"""Kinds of cells that make their own arrays; the model of a load is its name."""
+
+PEERS = "peers"
+STARTUP = "startup"
+"""The part of a run that has no worker."""
+PARTS = (STARTUP, LIMIT, OVERHEAD, TRAINING, DENORMALS, PEERS, COLD, LOAD)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Task:
     """What one worker measures.
 
     Args:
-        kind: `"peers"`, or one of the constants of this module.
+        kind: one of `PARTS` but `STARTUP`.
         peers: the frameworks to load.
         models, cases: the cells, by name.
         budget: for each cell.
@@ -71,11 +76,11 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
     yield {"versions": versions}
     arrays: tuple[str, Any, Any] = ("", None, None)
     for model, case in task.cells:
-        if arrays[0] != model and task.kind != TRAINING:
+        if arrays[0] != model and task.kind not in _WITHOUT_ARRAYS:
             shapes = models.get(model)
             arrays = (model, shapes.arrays(0.02, seed=0), shapes.arrays(0.01, seed=1))
         start = time.perf_counter()
-        found = _cell(task, case, *arrays[1:])
+        found = _cell(task, model, case, *arrays[1:])
         cell = {"kind": task.kind, "peers": task.peers, "model": model, "case": case}
         when = {"day": time.strftime("%Y-%m-%d", time.gmtime())}
         yield cell | when | {"seconds": round(time.perf_counter() - start, 1)} | found
@@ -93,11 +98,13 @@ def _peer(name: str, threads: int) -> Any:
     return module
 
 
-def _cell(task: Task, case: str, params: Any, grads: Any) -> dict[str, Any]:
+def _cell(task: Task, model: str, case: str, params: Any, grads: Any) -> dict[str, Any]:
     """One cell; an error is its result, and the next cell goes on."""
-    kinds = {LIMIT: _limit, DENORMALS: _denormals, OVERHEAD: _overhead, TRAINING: _training}
+    kinds = {PEERS: _peers, LIMIT: _limit, DENORMALS: _denormals, OVERHEAD: _overhead}
     try:
-        return kinds.get(task.kind, _peers)(task, cases.CASES[case], params, grads)
+        if task.kind in _WITHOUT_ARRAYS:
+            return _WITHOUT_ARRAYS[task.kind](task, model, cases.CASES[case])
+        return kinds[task.kind](task, cases.CASES[case], params, grads)
     except Exception as error:  # a peer may refuse what another does
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:300]}
@@ -167,10 +174,29 @@ def _overhead(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str
     return overhead.measure(contestant, task.budget) | {"tensors": len(params)}
 
 
-def _training(task: Task, case: cases.Case, params: Any, grads: Any) -> dict[str, Any]:
+def _training(task: Task, model: str, case: cases.Case) -> dict[str, Any]:
     from benchmarks import training
 
     return training.measure(case, task.budget)
+
+
+def _cold(task: Task, model: str, case: cases.Case) -> dict[str, Any]:
+    from benchmarks import cold
+
+    return {"cold": cold.measure(model, case.rule, task.threads, task.budget)[cold.NOW]}
+
+
+def _load(task: Task, model: str, case: cases.Case) -> dict[str, Any]:
+    from benchmarks import load
+
+    return {"load": load.measure(model, case.rule, task.threads, task.budget)}
+
+
+_WITHOUT_ARRAYS: dict[str, Callable[[Task, str, cases.Case], dict[str, Any]]] = {
+    TRAINING: _training,
+    COLD: _cold,
+    LOAD: _load,
+}
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ an optimizer would be between two of its arrays.
 
 from __future__ import annotations
 
+import _frozen_importlib
 import os
-import sys
 import threading
 import time
 
@@ -22,29 +22,53 @@ _held: list[Lock] = []
 
 
 def _importing() -> bool:
-    modules = list(sys.modules.items())
-    return any(
-        getattr(getattr(module, "__spec__", None), "_initializing", False)
-        for name, module in modules
-        if name == "isostep" or name.startswith("isostep.")
-    )
+    """Whether another thread imports a part of isostep.
+
+    Python has a lock for each module from before it is looked for until it is whole.
+    """
+    me = threading.get_ident()
+    for name, found in list(getattr(_frozen_importlib, "_module_locks", {}).items()):
+        lock = found()
+        if lock is not None and name.partition(".")[0] == "isostep" and lock.owner != me:
+            return True
+    return False
 
 
 def _before_fork() -> None:
     _forking.acquire()
     end = time.monotonic() + PATIENCE
-    while _importing() and time.monotonic() < end:
-        time.sleep(0.002)
+    while True:
+        while _importing() and time.monotonic() < end:
+            time.sleep(0.002)
+        for lock in made():
+            if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+                _held.append(lock)
+        if _quiet() or time.monotonic() >= end:
+            return
+        _release()
+
+
+def _quiet() -> bool:
+    """Whether nobody has begun anything while the locks were waited for: an import may have made
+    one that is held, and brought in what uses it."""
+    held = {id(lock) for lock in _held}
     for lock in made():
-        if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+        if id(lock) not in held:
+            if not lock.acquire(blocking=False):
+                return False
             _held.append(lock)
+    return not _importing()
+
+
+def _release() -> None:
+    while _held:
+        _held.pop().release()
 
 
 def _after_fork() -> None:
     # Python calls this also where it was registered while `_before_fork` would have been called.
     if _forking._is_owned():  # pyright: ignore[reportAttributeAccessIssue]
-        while _held:
-            _held.pop().release()
+        _release()
         _forking.release()
 
 

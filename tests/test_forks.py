@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from .fuzzing import runs
 from .subprocesses import run
 
-SOURCE = """
-import json, os, random, signal, threading, time, traceback
-import numpy as np
-
+WORK = {
+    "numpy": """
 def work():
     import isostep
-    params = {"w": np.ones(60_000, np.float32)}
+    params = {str(k): np.ones(SIZE, np.float32) for k in range(COUNT)}
+    grads = {name: np.ones(SIZE, np.float32) for name in params}
     optimizer = isostep.AdamW(params, lr=0.5, weight_decay=0.0)
     for _ in range(3):
-        optimizer.step({"w": np.ones(60_000, np.float32)})
-    return params["w"].tobytes()
+        optimizer.step(grads)
+    return list(params.values())
+""",
+    "torch": """
+import torch
+
+def tensors():
+    found = [torch.nn.Parameter(torch.from_numpy(np.ones(SIZE, np.float32))) for _ in range(COUNT)]
+    for param in found:
+        param.grad = torch.from_numpy(np.ones(SIZE, np.float32))
+    return found
+
+torch.optim.AdamW(tensors()).step()  # what torch does once would be unfinished in a child
+
+def work():
+    import isostep.torch
+    params = tensors()
+    optimizer = isostep.torch.AdamW(params, lr=0.5, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.step()
+    return [param.detach().numpy() for param in params]
+""",
+}
+"""What is done over and over, by front-end."""
+
+SOURCE = """
+import json, os, random, signal, sys, threading, time, traceback
+import numpy as np
+
+COUNT = 6  # so that a step has work for several threads
+SIZE = 30_000
+WORK
 
 def busy():
     while not done.is_set():
         work()
+
+def moment():
+    ours = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == "isostep"]
+    if any(getattr(getattr(m, "__spec__", None), "_initializing", False) for m in ours):
+        return "import"
+    return "step" if ours else "before"
 
 done = threading.Event()
 other = threading.Thread(target=busy)
@@ -31,15 +68,17 @@ if not IMPORTS:
     work()
 other.start()
 random.seed(SEED)
-children = []
+children, moments = [], []
 for _ in range(FORKS):
-    time.sleep(random.uniform(0.0, 0.03))
+    time.sleep(random.uniform(0.0, WAIT))
+    moments.append(moment())
     child = os.fork()
     if not child:
         signal.alarm(120)  # ends it if it hangs
         code = 1
         try:
-            code = 0 if work() == work() == np.full(60_000, -0.5, np.float32).tobytes() else 2
+            right = all((array == -0.5).all() for _ in range(2) for array in work())
+            code = 0 if right else 2
         except BaseException:
             traceback.print_exc()
         finally:
@@ -48,27 +87,52 @@ for _ in range(FORKS):
 found = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 done.set()
 other.join()
-print(json.dumps(found))
+print(json.dumps([found, moments]))
 """
 
 
-def forks(imports: bool, seed: int, count: int, **environment: str) -> list[int]:
-    source = SOURCE.replace("IMPORTS", str(imports)).replace("SEED", str(seed))
-    return run(source.replace("FORKS", str(count)), warnings="ignore", **environment)
+def forks(
+    work: str, imports: bool, seed: int, count: int, wait: float, **environment: str
+) -> Counter[str]:
+    """Fork at random moments; at what each of them was asked for.
+
+    Args:
+        work: of `WORK`.
+        imports: whether isostep is yet to be imported.
+        seed: of the moments.
+        count: how many forks.
+        wait: the most seconds between two.
+        **environment: of the process.
+
+    Raises:
+        AssertionError: a child had wrong numbers, an error, or did not end.
+    """
+    source = SOURCE.replace("WORK", WORK[work])
+    given = {"IMPORTS": imports, "SEED": seed, "FORKS": count, "WAIT": wait}
+    for name, value in given.items():
+        source = source.replace(name, str(value))
+    exits, moments = run(source, warnings="ignore", **environment)
+    assert exits == [0] * count, list(zip(exits, moments, strict=True))
+    return Counter(moments)
 
 
 @pytest.mark.fuzz
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_fork_at_any_moment_of_a_step() -> None:
-    count = runs(30)
-    assert forks(False, 0, count) == [0] * count
+@pytest.mark.parametrize("work", WORK)
+def test_a_fork_at_any_moment_of_a_step(work: str) -> None:
+    if work == "torch":
+        pytest.importorskip("torch")
+    assert forks(work, False, 0, runs(30), 0.03)["step"]
 
 
 @pytest.mark.fuzz
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("cold", [False, True])
-def test_a_fork_at_any_moment_of_an_import(cold: bool, tmp_path: object) -> None:
+@pytest.mark.parametrize("work", WORK)
+def test_a_fork_at_any_moment_of_an_import(work: str, cold: bool, tmp_path: Path) -> None:
     """And of the first step, which loads kernels, or compiles them."""
-    environment = {"ISOSTEP_CACHE_DIR": str(tmp_path)} if cold else {}
+    if work == "torch":
+        pytest.importorskip("torch")
     for seed in range(max(1, runs(8) // 8)):
-        assert forks(True, seed, 8, **environment) == [0] * 8
+        environment = {"ISOSTEP_CACHE_DIR": str(tmp_path / str(seed))} if cold else {}
+        forks(work, True, seed, 8, 0.3 if cold else 0.03, **environment)
