@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,7 +122,7 @@ def _digits(name: str, value: float) -> str:
     return f"{value:.1f}" if name.endswith("_s") else f"{value:.3g}"
 
 
-def table(rows: list[tuple[str, str, Mapping[str, Figures]]]) -> Table:
+def table(rows: Sequence[tuple[str, str, Mapping[str, Figures]]]) -> Table:
     """Of (model, rule, what `measure` found)."""
     title = "The first step of isostep.torch, nothing compiled"
     made = Table(title=title, title_justify="left", title_style="bold")

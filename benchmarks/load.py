@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import IO, Annotated, Any, Self
@@ -146,7 +146,7 @@ class _Worker:
         return found
 
 
-def table(rows: list[tuple[str, str, Mapping[str, Any]]]) -> Table:
+def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     """Of (load, rule, what `measure` found)."""
     title = "A step in a training loop on a busy machine, us (and its iteration)"
     made = Table(title=title, title_justify="left", title_style="bold")

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 900.0
+"""Seconds that a process may take."""
 
 
 def start(source: str, *, warnings: str = "error", **environment: str) -> subprocess.Popen[str]:
@@ -31,12 +35,25 @@ def start(source: str, *, warnings: str = "error", **environment: str) -> subpro
     )
 
 
-def result(process: subprocess.Popen[str]) -> Any:
-    """The last line that it prints, read as JSON."""
-    out, err = process.communicate(timeout=900)
+def results(processes: Collection[subprocess.Popen[str]]) -> list[Any]:
+    """The last line that each prints, read as JSON. None runs afterwards, and no pipe is open.
+
+    Raises:
+        AssertionError: one failed; the others were ended.
+        subprocess.TimeoutExpired: one did not end in time.
+    """
+    with ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        return [_result(process) for process in processes]
+
+
+def _result(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
 
 def run(source: str, **environment: str) -> Any:
-    return result(start(source, **environment))
+    return results([start(source, **environment)])[0]

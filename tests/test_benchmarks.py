@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import (
     copy_limit,
+    load,
     models,
     own,
     picture,
@@ -38,7 +39,7 @@ def results_of(kind: str, peers: list[str], cases: list[str]) -> Results:
     return results
 
 
-@pytest.mark.parametrize("name", models.DEFAULT)
+@pytest.mark.parametrize("name", models.NAMES)
 def test_models_have_the_stated_tensors_and_elements(name: str) -> None:
     assert models.get(name).name == name  # a wrong count is refused
 
@@ -122,6 +123,42 @@ def test_a_training_loop_is_measured_in_its_two_parts() -> None:
     [_, record] = worker.run(worker.Task(worker.TRAINING, ["torch"], ["m"], ["AdamW"], LEAST, 1))
     assert set(record["training"]) > {"isostep.torch", "torch fused"}
     assert all(part > 0 for parts in record["training"].values() for part in parts.values())
+
+
+def test_a_first_step_is_measured_with_and_without_kernels_on_disk() -> None:
+    pytest.importorskip("torch")
+    once = Budget(seconds=0.0, least=1, most=3)
+    [_, record] = worker.run(worker.Task(worker.COLD, ["torch"], ["mini"], ["AdamW"], once, 1))
+    found = record["cold"]
+    assert found["kernels"] >= 1
+    assert found["warm_ms"] < found["wall_s"] * 1e3  # nothing is compiled
+    assert found["wall_s"] <= found["ready_s"]
+    assert 0 < found["steady_ms"] < found["warm_ms"]
+
+
+def test_trainings_are_measured_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    name = "everything at once"
+    monkeypatch.setitem(load.LOADS, name, load.Load(1, 8, trainings=2, workers=1, processes=2))
+    once = Budget(seconds=0.0, least=1, most=1)
+    [_, record] = worker.run(worker.Task(worker.LOAD, ["torch"], [name], ["AdamW"], once, 1))
+    found = record["load"]
+    for figure in ("step_us", "iteration_us"):
+        own, theirs = (found[contestant][figure] for contestant in load.CONTESTANTS)
+        assert found["ratios"][figure] == own / theirs > 0
+
+
+def test_a_training_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'no such'"):
+        load.measure("two trainings in a process", "no such", 1, LEAST)
+
+
+def test_parts_of_a_run_can_be_chosen() -> None:
+    some = program.tasks(["mini"], list(CASES), ["torch"], 1, parts=[worker.COLD, worker.LOAD])
+    assert [task.kind for task in some] == [worker.COLD, worker.LOAD]
+    assert some[0].cells == [("mini", "AdamW"), ("mini", "Adafactor")]
+    usual = program.tasks(list(models.DEFAULT), list(CASES), ["torch"], 1, parts=[worker.COLD])
+    assert usual[0].models == list(models.COLD)
 
 
 def test_every_cell_of_a_full_run_is_planned_once() -> None:

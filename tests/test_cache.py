@@ -27,7 +27,7 @@ from .hostile_caches import (
     poison,
     private_name,
 )
-from .subprocesses import result, run, start
+from .subprocesses import results, run, start
 
 STEP = """
 import json, sys
@@ -86,7 +86,7 @@ def test_an_entry_is_one_kernel_and_its_readable_source(filled: Path) -> None:
 def test_several_processes_may_fill_one_directory_at_once(tmp_path: Path) -> None:
     directory = tmp_path / "not" / "made" / "yet"
     processes = [start(STEP, ISOSTEP_CACHE_DIR=str(directory)) for _ in range(3)]
-    assert all(result(process)["right"] for process in processes)
+    assert all(found["right"] for found in results(processes))
     assert [Path(name).suffix for name in entries(directory)] == [".kernel", ".py"] * KERNELS
     assert run(STEP, ISOSTEP_CACHE_DIR=str(directory)) == WARM
 
@@ -221,7 +221,8 @@ def test_the_warning_says_the_way_out_and_stops_no_step(
     directory = copy(filled, tmp_path / "cache")
     directory.chmod(0o777)
     process = start(STEP, warnings=warnings, ISOSTEP_CACHE_DIR=str(directory), TMPDIR=str(tmp_path))
-    out, err = process.communicate(timeout=300)
+    with process:
+        out, err = process.communicate(timeout=300)
     assert json.loads(out) == COLD
     assert err.count(str(directory)) == err.count("chmod go-w") == (warnings != "ignore")
     # It goes on in a directory of the user's own.
@@ -274,8 +275,7 @@ def test_directories_to_read_are_looked_at_in_turn(filled: Path, tmp_path: Path)
 
 
 def test_one_of_twenty_processes_compiles(tmp_path: Path) -> None:
-    processes = [start(STEP, ISOSTEP_CACHE_DIR=str(tmp_path / "cache")) for _ in range(20)]
-    found = [result(process) for process in processes]
+    found = results([start(STEP, ISOSTEP_CACHE_DIR=str(tmp_path / "cache")) for _ in range(20)])
     assert all(each["right"] and each["ran"] == COLD["ran"] for each in found)
     assert sum(each["compiled"] for each in found) == COLD["compiled"]
     assert len(entries(tmp_path / "cache")) == 2 * KERNELS

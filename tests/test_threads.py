@@ -23,7 +23,7 @@ from isostep.engines import openmp, processors
 from isostep.engines.threads import HOST
 from isostep.lock import Lock
 
-from .subprocesses import result, run, start
+from .subprocesses import results, run, start
 from .table import BY_NAME, Config, named
 from .turns import at_once
 
@@ -269,7 +269,8 @@ def workers() -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for name, (environment, _, _) in ENVIRONMENTS.items():
         started = {front: begin(front, environment) for front in FRONT_ENDS}
-        found |= {(name, front): result(process) for front, process in started.items()}
+        said = results(started.values())
+        found |= {(name, front): each for front, each in zip(started, said, strict=True)}
     return found
 
 

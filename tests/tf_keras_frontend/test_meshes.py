@@ -34,7 +34,7 @@ def test_every_placement_gives_the_numbers_of_one_device(axes: int) -> None:
         )
         for rules in HALVES
     ]
-    halves: list[Any] = [subprocesses.result(process) for process in processes]
+    halves: list[Any] = subprocesses.results(processes)
     found = {case: apart for half in halves for case, apart in half["found"].items()}
     assert sum(half["cases"] for half in halves) == CASES[axes]
     assert min(half["moved"] for half in halves) > 1e-3

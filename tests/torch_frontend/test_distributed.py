@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 import isostep
 
 from ..fuzzing import runs
-from ..subprocesses import result, run, start
+from ..subprocesses import results, run, start
 from .distributed_worker import WORLD, furthest, make_model, train
 from .twins import FULL, NAMES, TOLERANCE, assert_same_bits, bits, ours, theirs
 
@@ -41,13 +41,7 @@ print(json.dumps(main({rank}, {file!r}, {world}, {strikes})))
 
 def together(sources: list[str]) -> list[Any]:
     """The results of processes that work together."""
-    workers = [start(source, OMP_NUM_THREADS="1") for source in sources]
-    try:
-        return [result(worker) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()  # one that waits for another that has failed
-            worker.wait()
+    return results([start(source, OMP_NUM_THREADS="1") for source in sources])
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
