@@ -133,6 +133,6 @@ def test_a_fork_at_any_moment_of_an_import(work: str, cold: bool, tmp_path: Path
     """And of the first step, which loads kernels, or compiles them."""
     if work == "torch":
         pytest.importorskip("torch")
-    for seed in range(max(1, runs(8) // 8)):
+    for seed in range(max(1, runs(8, cost=10 if cold else 1) // 8)):
         environment = {"ISOSTEP_CACHE_DIR": str(tmp_path / str(seed))} if cold else {}
         forks(work, True, seed, 8, 0.3 if cold else 0.03, **environment)

@@ -53,6 +53,7 @@ def training(rule: str, options: dict[str, Any], poisoned: bool = False) -> Trai
     return Training(step, snapshot)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_an_exception_leaves_a_step_done_or_not_begun(name: str, steps: int):

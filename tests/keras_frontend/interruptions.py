@@ -25,7 +25,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"momentum": 0.9, "gradient_accumulation_steps": 2, "use_ema": True},
     ),
 }
-PLACES = runs(40 if keras.backend.backend() == "torch" else 10)  # eager array code is slow
+ON_KERNELS = keras.backend.backend() == "torch"
+PLACES = runs(40, cost=10) if ON_KERNELS else runs(10, cost=40)  # eager array code is slow
 
 
 def training(rule: str, options: dict[str, Any]) -> Training:

@@ -8,6 +8,7 @@ from tests import subprocesses
 from tests.keras_frontend.test_keras import QUIET
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
 def test_an_exception_leaves_a_step_done_or_not_begun(backend: str):
     source = """

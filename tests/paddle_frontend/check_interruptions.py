@@ -29,7 +29,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "array code": ("AdamW", {"engine": "array"}),
     "array code with averages": ("SGD", {"engine": "array", "ema": 0.9}),
 }
-PLACES = runs(30)
+PLACES = runs(30, cost=10)
 
 
 def training(name: str) -> Training:

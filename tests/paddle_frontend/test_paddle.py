@@ -13,9 +13,12 @@ import pytest
 
 HERE = Path(__file__).parent
 PARTS = sorted(path.stem for path in HERE.glob("check_*.py"))
+LONGER = "check_interruptions"  # under `make fuzz`
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=[pytest.mark.fuzz] * (p == LONGER)) for p in PARTS]
+)
 def test_paddle(part: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(

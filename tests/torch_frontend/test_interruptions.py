@@ -61,6 +61,7 @@ def _bytes(value: Any) -> bytes:
     return plain.to(torch.float64).numpy().tobytes()
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_an_exception_leaves_a_step_done_or_not_begun(name: str, steps: int):
