@@ -23,6 +23,7 @@ from isostep import recipe as recipes
 from isostep.coefficients import Folded
 from isostep.compile.arrays import Array, compute_dtype, name_of
 from isostep.dialects.base import Dialect, Spelling
+from isostep.engines import native
 from isostep.engines.array import ArrayNamespace, ArrayRunner, NumpyNamespace
 from isostep.engines.cohort import Cohort, Floats, Outcome, Ranks, Runner, Shared, execute
 from isostep.engines.headers import addresses
@@ -376,7 +377,15 @@ class Stepper:
     def _new_cohorts(self) -> Cohorts:
         # They are the stepper's: did they hold it, its memory would wait for the garbage collector.
         me = weakref.proxy(self)
-        return Cohorts(lambda leaf: me._kinds(leaf), lambda *of: me._runner(*of))
+        return Cohorts(
+            lambda leaf: me._kinds(leaf),
+            lambda *of: me._runner(*of),
+            lambda cohorts: me._compile(cohorts),
+        )
+
+    def _compile(self, cohorts: list[Cohort]) -> None:
+        if self.engine == "native":
+            native.prepare(cohorts, self.crew)
 
     def _kinds(self, leaf: Leaf) -> tuple[Kind | None, Kind | None]:
         """What decides about the cohorts of a parameter with a gradient, and without."""

@@ -23,7 +23,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from isostep.compile import room, turns
@@ -93,6 +93,17 @@ def own() -> list[Path]:
     return list(dict.fromkeys(place for place in (chosen, private()) if place is not None))
 
 
+def kept_in() -> Path | None:
+    """The directory that new entries go to, as far as can be told; None if there is none."""
+    for place in own():
+        there = next((p for p in (place, *place.parents) if os.path.exists(p)), None)
+        if there is None or not os.path.isdir(there) or not os.access(there, os.W_OK):
+            continue
+        if not refusal(place):
+            return place
+    return None
+
+
 def key(*parts: str) -> str:
     """The name of an entry that depends on `parts`."""
     return _DIGEST("\0".join(parts).encode()).hexdigest()[:32]
@@ -132,14 +143,14 @@ def save(name: str, content: bytes, source: str) -> bool:
 
 
 @contextlib.contextmanager
-def turn(name: str) -> Generator[None]:
+def turn(name: str, given_up: Callable[[], bool] = lambda: False) -> Generator[None]:
     """While entry `name` is compiled: another process that is at it is waited for, for a bounded
-    time. Look for the entry inside."""
+    time, or until it is `given_up`. Look for the entry inside."""
     with contextlib.ExitStack() as taken:
         for place in own():
             with _harmless():
                 found = taken.enter_context(opened(place, _mode(place)))
-                taken.enter_context(turns.turn(found, name))
+                taken.enter_context(turns.turn(found, name, given_up))
                 break
         yield
 

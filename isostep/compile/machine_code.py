@@ -14,13 +14,13 @@ import importlib
 import importlib.util
 import linecache
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from isostep.compile import cache, numba_settings, target
+from isostep.compile import cache, numba_settings, side_by_side, target, waiting, worker
 from isostep.compile.target import llvm
 from isostep.lock import Lock
 
@@ -64,8 +64,38 @@ def build(source: str, flushing: int | None = None) -> Kernel:
         with _lock:
             found = _kernels.get(known)
             if found is None:
-                found = _kernels[known] = _on_deep_stack(lambda: _build(source, flushing))
+                wanted = _Wanted(source, flushing)
+                found = _kernels[known] = _on_deep_stack(lambda: _build(wanted))
     return found
+
+
+def prepare(modules: Iterable[tuple[str, int | None]], processes: int) -> None:
+    """Compile what memory and cache lack of several modules, side by side, for `build` to find.
+
+    Args:
+        modules: arguments of `build`.
+        processes: how many may work at once, this one among them.
+    """
+    with _lock:
+        lacking = [_Wanted(*known) for known in dict.fromkeys(modules) if known not in _kernels]
+        lacking = [wanted for wanted in lacking if not _found(wanted)]
+        lacking.sort(key=_seconds, reverse=True)  # the longest first: they end together
+        if not lacking:
+            return
+        helpers = min(processes, len(lacking), 1 + int(sum(map(_seconds, lacking)) / _WORTH)) - 1
+
+        def work() -> None:
+            side_by_side.share(lacking, helpers, here, _by_worker)
+            for wanted in lacking:
+                here(wanted)
+
+        def here(wanted: _Wanted) -> None:
+            known = wanted.source, wanted.flushing
+            if known not in _kernels:
+                _kernels[known] = _build(wanted)
+
+        with waiting.compiling([wanted.title for wanted in lacking]):
+            _on_deep_stack(work)
 
 
 def _on_deep_stack(work: Callable[[], Any]) -> Any:
@@ -94,23 +124,85 @@ def _on_deep_stack(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def _build(source: str, flushing: int | None) -> Kernel:
+class _Wanted:
+    """A module, and the name of its entry in the cache; arguments as of `build`."""
+
+    def __init__(self, source: str, flushing: int | None) -> None:
+        self.source, self.flushing = source, flushing
+        self.name = cache.key(source, str(flushing), _environment(), numba_settings.text())
+        tree = ast.parse(source)
+        functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+        self.words = {f.name: len(f.args.args) for f in functions}
+        self.entries = {function: f"isostep_{self.name}_{function}" for function in self.words}
+        self.title = (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def _build(wanted: _Wanted) -> Kernel:
     global compilations
-    name = cache.key(source, str(flushing), _environment(), numba_settings.text())
-    functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
-    words = {f.name: len(f.args.args) for f in functions}
-    entries = {function: f"isostep_{name}_{function}" for function in words}
-    addresses = _kept(name, entries)
+    source, name = wanted.source, wanted.name
+    code = _made.pop(name, None)
+    if code is not None:
+        with contextlib.suppress(RuntimeError):
+            kernel = Kernel(source, _addresses(code, wanted.entries), compiled=True)
+            compilations += 1
+            return kernel
+    addresses = _kept(name, wanted.entries)
     if addresses is not None:
         return Kernel(source, addresses, compiled=False)
-    with cache.turn(name):
-        addresses = _kept(name, entries)  # another process has compiled it meanwhile
+    with waiting.compiling([wanted.title]), cache.turn(name):
+        addresses = _kept(name, wanted.entries)  # another process has compiled it meanwhile
         if addresses is not None:
             return Kernel(source, addresses, compiled=False)
-        code = _compile(source, entries, words, flushing)
+        code = _compile(source, wanted.entries, wanted.words, wanted.flushing)
         compilations += 1
         cache.save(name, code, source)
-    return Kernel(source, _addresses(code, entries), compiled=True)
+    return Kernel(source, _addresses(code, wanted.entries), compiled=True)
+
+
+# -- by other processes ----------------------------------------------------------------------------
+
+_made: dict[str, bytes] = {}
+"""Machine code that workers have made and nobody has loaded, by the name of its entry."""
+_WORTH = 1.5
+"""Seconds of work that a further process is started for: it takes half a second to import Numba."""
+_LINES = 200
+"""Lines of a pass that take about a second."""
+
+
+def _seconds(wanted: _Wanted) -> float:
+    """About how long a module takes to compile."""
+    return wanted.source.count("\n") / _LINES
+
+
+def _found(wanted: _Wanted) -> bool:
+    """Whether the cache has it: then it is loaded."""
+    addresses = _kept(wanted.name, wanted.entries)
+    if addresses is not None:
+        known = wanted.source, wanted.flushing
+        _kernels[known] = Kernel(wanted.source, addresses, compiled=False)
+    return addresses is not None
+
+
+def _by_worker(wanted: _Wanted, ask: side_by_side.Ask, stop: threading.Event) -> None:
+    """Have a worker compile a module, unless another process has. It runs beside the compiler, so
+    it loads nothing."""
+    name = wanted.name
+    with cache.turn(name, stop.is_set):
+        if stop.is_set() or cache.load(name) is not None:
+            return
+        code = ask(worker.request(wanted.source, wanted.flushing, name))
+        if code is not None:
+            _made[name] = code
+            cache.save(name, code, wanted.source)
+
+
+def compiled(source: str, flushing: int | None, name: str) -> bytes | None:
+    """The machine code of a module, for a process that knows its entry by this name; None if it is
+    another here: a program may have set what only its own environment tells."""
+    wanted = _Wanted(source, flushing)
+    if wanted.name != name:
+        return None
+    return _on_deep_stack(lambda: _compile(source, wanted.entries, wanted.words, flushing))
 
 
 def _kept(name: str, entries: dict[str, str]) -> dict[str, int] | None:

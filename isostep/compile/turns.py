@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from isostep.compile.trust import Directory
@@ -30,8 +30,8 @@ _impatient = False
 
 
 @contextlib.contextmanager
-def turn(found: Directory, name: str) -> Generator[None]:
-    """Hold the lock of entry `name`, as far as there are locks.
+def turn(found: Directory, name: str, given_up: Callable[[], bool]) -> Generator[None]:
+    """Hold the lock of entry `name`, as far as there are locks, and as it is not `given_up`.
 
     Raises:
         OSError: the directory cannot be written.
@@ -42,7 +42,7 @@ def turn(found: Directory, name: str) -> Generator[None]:
     file = f"{name}.lock"
     descriptor = found.open(file, _FLAGS)
     try:
-        held = _wait(descriptor)
+        held = _wait(descriptor, given_up)
         try:
             yield
         finally:
@@ -53,7 +53,7 @@ def turn(found: Directory, name: str) -> Generator[None]:
         os.close(descriptor)
 
 
-def _wait(descriptor: int) -> bool:
+def _wait(descriptor: int, given_up: Callable[[], bool]) -> bool:
     """Whether the lock was had in time."""
     global _impatient
     end = time.monotonic() + (0.0 if _impatient else PATIENCE)
@@ -66,5 +66,7 @@ def _wait(descriptor: int) -> bool:
                 _impatient = True
                 return False
         except OSError:  # not on this file system
+            return False
+        if given_up():
             return False
         time.sleep(_INTERVAL)

@@ -7,6 +7,7 @@ the column of gradient addresses and the scalars, and calls each pass once for a
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from isostep.compile.arrays import Array
 from isostep.compile.numba_source import scratch_bytes, write_module
 from isostep.compile.pass_writer import CONTEXT, FLUSHING
 from isostep.compile.schedule import Schedule
+from isostep.engines import processors
 from isostep.engines.cohort import Cohort, Floats
 from isostep.engines.threads import HOST, Crew
 
@@ -42,6 +44,12 @@ def _written(
 
 def _source_of(cohort: Cohort) -> tuple[str, int]:
     return _written(cohort.schedule, tuple(cohort.arrays), cohort.layout, cohort.title)
+
+
+def prepare(cohorts: Sequence[Cohort], crew: Crew) -> None:
+    """Compile the kernels of several cohorts, as many at once as threads may work."""
+    sources = [(_source_of(cohort)[0], FLUSHING) for cohort in cohorts]
+    machine_code.prepare(sources, min(crew.count(), processors.usable().count))
 
 
 class NativeRunner:

@@ -24,6 +24,7 @@ from isostep.tracing import trace
 
 Places = NDArray[np.intp]
 _NONE = -1  # the kind of a parameter that is not stepped
+_IDLE = "float32"  # stands for the dtype of a gradient where there is none
 _RECENT = 8  # sets of gradients that are kept; those that never come again must not pile up
 
 
@@ -88,14 +89,16 @@ class Cohorts:
     Args:
         kinds: the kinds of a parameter with a gradient and of one without; None: not stepped.
         make: makes a cohort of some parameters ready.
+        prepare: gets the cohorts that `make` will get next, to do at once what takes long.
     """
 
     def __init__(
         self,
         kinds: Callable[[Leaf], tuple[Kind | None, Kind | None]],
         make: Callable[[Cohort, list[Leaf]], Runner],
+        prepare: Callable[[list[Cohort]], None] = lambda cohorts: None,
     ) -> None:
-        self._kinds_of, self._make = kinds, make
+        self._kinds_of, self._make, self._prepare = kinds, make, prepare
         self._leaves: list[Leaf] = []
         self._numbers: dict[Kind | None, int] = {None: _NONE}
         self._kinds: list[tuple[int, int]] = []
@@ -137,12 +140,12 @@ class Cohorts:
         kinds = np.where(absent, self._idle, self._stepped)
         mixed = np.where(kinds == _NONE, _NONE, kinds * len(names) + dtypes)
         found: list[tuple[int, int, Runner]] = []
-        for value in np.unique(mixed).tolist():
-            if value != _NONE:
-                kind, dtype = divmod(value, len(names))
-                members = np.flatnonzero(mixed == value)
-                runner = self._some(kind, names[dtype], members, own)
-                found.append((self._known[kind][0], int(members[0]), runner))
+        present = [divmod(value, len(names)) for value in np.unique(mixed).tolist() if value >= 0]
+        self._make_all([(kind, names[dtype] or _IDLE) for kind, dtype in present])
+        for kind, dtype in present:
+            members = np.flatnonzero(mixed == kind * len(names) + dtype)
+            runner = self._some(kind, names[dtype] or _IDLE, members, own)
+            found.append((self._known[kind][0], int(members[0]), runner))
         runners = [runner for _, _, runner in sorted(found, key=lambda entry: entry[:2])]
         idle = [r for r in runners if absent[r.cohort.members[0]]]
         staged = [leaf for leaf, k in zip(leaves, mixed, strict=True) if leaf.staged and k != _NONE]
@@ -176,15 +179,23 @@ class Cohorts:
         numbers = self._numbers
         return numbers.setdefault(stepped, len(numbers)), numbers.setdefault(idle, len(numbers))
 
-    def _some(self, kind: int, grad_dtype: str | None, members: Places, own: bool) -> Runner:
+    def _make_all(self, keys: list[tuple[int, str]]) -> None:
+        """Runners of all parameters of some kinds, each with the dtype of their gradients."""
+        new = {key: self._cohort(*key) for key in keys if key not in self._whole}
+        if len(new) > 1:
+            self._prepare([cohort for cohort, _ in new.values()])
+        for key, (cohort, leaves) in new.items():
+            self._whole[key] = self._make(cohort, leaves)
+
+    def _cohort(self, kind: int, grad_dtype: str) -> tuple[Cohort, list[Leaf]]:
+        of = self._known[kind][1]
+        everyone = np.flatnonzero((self._idle if of.recipe.idle else self._stepped) == kind)
+        leaves = [self._leaves[k] for k in everyone]
+        return of.cohort(leaves, grad_dtype, everyone), leaves
+
+    def _some(self, kind: int, grad_dtype: str, members: Places, own: bool) -> Runner:
         """A runner of some of the parameters of a kind."""
-        key = kind, grad_dtype or "float32"
-        if key not in self._whole:
-            of = self._known[kind][1]
-            everyone = np.flatnonzero((self._idle if of.recipe.idle else self._stepped) == kind)
-            leaves = [self._leaves[k] for k in everyone]
-            self._whole[key] = self._make(of.cohort(leaves, key[1], everyone), leaves)
-        whole = self._whole[key]
+        whole = self._whole[kind, grad_dtype]
         everyone = whole.cohort.members
         if len(members) == len(everyone) and not own:
             return whole
