@@ -61,7 +61,7 @@ class Worker:
                 assert process.stdout is not None
                 worker.send(process.stdin, request)
                 return worker.receive(process.stdout) or None
-        except (OSError, EOFError, ValueError):  # the last: its pipes are closed
+        except Exception:  # whatever it is, this process compiles as well
             self.end()
         return None
 
