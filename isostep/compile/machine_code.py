@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from isostep.compile import cache, numba_settings, side_by_side, target, waiting, worker
+from isostep.compile import cache, numba_settings, target, waiting
 from isostep.compile.target import llvm
 from isostep.lock import Lock
 
@@ -85,7 +85,10 @@ def prepare(modules: Iterable[tuple[str, int | None]], processes: int) -> None:
         helpers = min(processes, len(lacking), 1 + int(sum(map(_seconds, lacking)) / _WORTH)) - 1
 
         def work() -> None:
-            side_by_side.share(lacking, helpers, here, _by_worker)
+            if helpers:
+                from isostep.compile import side_by_side  # imports much, for cold starts only
+
+                side_by_side.share(lacking, helpers, here, _by_worker)
             for wanted in lacking:
                 here(wanted)
 
@@ -183,9 +186,13 @@ def _found(wanted: _Wanted) -> bool:
     return addresses is not None
 
 
-def _by_worker(wanted: _Wanted, ask: side_by_side.Ask, stop: threading.Event) -> None:
+def _by_worker(
+    wanted: _Wanted, ask: Callable[[bytes], bytes | None], stop: threading.Event
+) -> None:
     """Have a worker compile a module, unless another process has. It runs beside the compiler, so
     it loads nothing."""
+    from isostep.compile import worker
+
     name = wanted.name
     with cache.turn(name, stop.is_set):
         if stop.is_set() or cache.load(name) is not None:
