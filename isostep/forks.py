@@ -14,8 +14,9 @@ import time
 
 from isostep.lock import Lock, made
 
-PATIENCE = 30.0
-"""Seconds that a fork waits at most: importing a framework takes long, and may fail to end."""
+PATIENCE = 120.0
+"""Seconds that a fork waits at most: importing a framework and compiling the kernels of a step
+take long (24 s were measured with ten busy processes on each core), and may fail to end."""
 
 _forking = threading.RLock()  # one fork at a time: `_held` is that of one thread
 _held: list[Lock] = []
