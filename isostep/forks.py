@@ -20,6 +20,10 @@ take long (24 s were measured with ten busy processes on each core), and may fai
 
 _forking = threading.RLock()  # one fork at a time: `_held` is that of one thread
 _held: list[Lock] = []
+_waited_in_vain = False
+torn = False
+"""Whether this process was forked from one that did not come to rest in time. What was being
+imported or compiled there will never be whole here, and must not be waited for."""
 
 
 def _importing() -> bool:
@@ -36,6 +40,7 @@ def _importing() -> bool:
 
 
 def _before_fork() -> None:
+    global _waited_in_vain
     _forking.acquire()
     end = time.monotonic() + PATIENCE
     while True:
@@ -44,7 +49,8 @@ def _before_fork() -> None:
         for lock in made():
             if lock.acquire(timeout=max(0.0, end - time.monotonic())):
                 _held.append(lock)
-        if _quiet() or time.monotonic() >= end:
+        _waited_in_vain = not _quiet()
+        if not _waited_in_vain or time.monotonic() >= end:
             return
         _release()
 
@@ -74,6 +80,8 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global torn
+    torn = torn or _waited_in_vain
     _after_fork()
     for lock in made():
         if not lock._is_owned():  # the thread that forks lives on, and lets go of its own

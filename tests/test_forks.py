@@ -136,3 +136,41 @@ def test_a_fork_at_any_moment_of_an_import(work: str, cold: bool, tmp_path: Path
     for seed in range(max(1, runs(8, cost=10 if cold else 1) // 8)):
         environment = {"ISOSTEP_CACHE_DIR": str(tmp_path / str(seed))} if cold else {}
         forks(work, True, seed, 8, 0.3 if cold else 0.03, **environment)
+
+
+TORN = """
+import json, os, threading
+from isostep import forks
+from isostep.compile import machine_code
+
+forks.PATIENCE = 0.2
+held = threading.Event()
+
+def compile_for_ever():
+    with machine_code._lock:
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=compile_for_ever, daemon=True).start()
+held.wait()
+out, into = os.pipe()
+child = os.fork()
+if not child:
+    try:
+        machine_code.build("def new(low, context): pass")
+        said = "compiled"
+    except RuntimeError as error:
+        said = str(error)
+    os.write(into, said.encode())
+    os._exit(0)
+os.close(into)
+print(json.dumps(os.fdopen(out).read()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_child_of_a_process_that_never_comes_to_rest_says_so_and_does_not_wait(
+    tmp_path: Path,
+) -> None:
+    said = run(TORN, ISOSTEP_CACHE_DIR=str(tmp_path))
+    assert "cannot compile kernels: start it by spawn" in said

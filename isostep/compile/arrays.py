@@ -31,6 +31,15 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype for one of `DTYPE_BYTES`; `bfloat16` comes from ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def compute_dtype(arrays: list[Array]) -> Literal["float32", "float64"]:
     """The dtype of the arithmetic: float64 where an array has it, whose digits would be lost
     otherwise (a slot may be wider than its parameter), float32 for all others."""

@@ -14,13 +14,15 @@ import importlib
 import importlib.util
 import linecache
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from isostep.compile import cache, numba_settings, target, waiting
+from isostep import forks
+from isostep.compile import behind, cache, numba_settings, target, waiting
 from isostep.compile.target import llvm
 from isostep.lock import Lock
 
@@ -64,8 +66,7 @@ def build(source: str, flushing: int | None = None) -> Kernel:
         with _lock:
             found = _kernels.get(known)
             if found is None:
-                wanted = _Wanted(source, flushing)
-                found = _kernels[known] = _on_deep_stack(lambda: _build(wanted))
+                found = _kernels[known] = _build_on_deep_stack(_Wanted(source, flushing))
     return found
 
 
@@ -81,6 +82,8 @@ def prepare(modules: Iterable[tuple[str, int | None]], processes: int) -> None:
         lacking = [wanted for wanted in lacking if not _found(wanted)]
         lacking.sort(key=_seconds, reverse=True)  # the longest first: they end together
         if not lacking:
+            return
+        if _go_on_without(lacking, min(processes, len(lacking))):
             return
         helpers = min(processes, len(lacking), 1 + int(sum(map(_seconds, lacking)) / _WORTH)) - 1
 
@@ -99,6 +102,49 @@ def prepare(modules: Iterable[tuple[str, int | None]], processes: int) -> None:
 
         with waiting.compiling([wanted.title for wanted in lacking]):
             _on_deep_stack(work)
+
+
+def is_behind(source: str, flushing: int | None) -> bool:
+    """Whether other processes are still compiling a module: array code takes its steps until then.
+
+    Args:
+        source, flushing: as of `build`.
+    """
+    known = source, flushing
+    return known not in _kernels and behind.going(known) and known not in _ready
+
+
+def _go_on_without(lacking: list[_Wanted], processes: int) -> bool:
+    """Leave modules to other processes, if they would be waited for too long."""
+    foreseen = sum(map(_seconds, lacking)) * _slowness() / processes
+    if foreseen <= behind.patience():
+        return False
+    from isostep.compile import side_by_side
+
+    if side_by_side.interpreter() is None:
+        return False
+
+    def there(wanted: _Wanted, ask: Callable[[bytes], bytes | None], stop: threading.Event) -> None:
+        _by_worker(wanted, ask, stop)
+        _ready.add((wanted.source, wanted.flushing))
+
+    def work() -> None:
+        side_by_side.share(lacking, processes, None, there, _BEHIND)
+
+    begun = behind.begin([(wanted.source, wanted.flushing) for wanted in lacking], work)
+    if begun:
+        waiting.go_on([wanted.title for wanted in lacking], foreseen)
+    return begun
+
+
+def _build_on_deep_stack(wanted: _Wanted) -> Kernel:
+    if forks.torn:
+        raise RuntimeError(
+            f"this process was forked while another thread had been importing isostep or compiling "
+            f"for {forks.PATIENCE:.0f} s, and cannot compile kernels: start it by spawn, or fork "
+            f"when the first step is done"
+        )
+    return _on_deep_stack(lambda: _build(wanted))
 
 
 def _on_deep_stack(work: Callable[[], Any]) -> Any:
@@ -156,7 +202,11 @@ def _build(wanted: _Wanted) -> Kernel:
         addresses = _kept(name, wanted.entries)  # another process has compiled it meanwhile
         if addresses is not None:
             return Kernel(source, addresses, compiled=False)
+        begun = time.monotonic()
         code = _compile(source, wanted.entries, wanted.words, wanted.flushing)
+        if compilations:  # the first waits for Numba
+            _took[0] += time.monotonic() - begun
+            _took[1] += _seconds(wanted)
         compilations += 1
         cache.save(name, code, source)
     return Kernel(source, _addresses(code, wanted.entries), compiled=True)
@@ -170,6 +220,18 @@ _WORTH = 1.5
 """Seconds of work that a further process is started for: it takes half a second to import Numba."""
 _LINES = 200
 """Lines of a pass that take about a second."""
+_BEHIND = 600.0
+"""Seconds that other processes have for what steps go on without."""
+_ready: set[tuple[str, int | None]] = set()
+"""The modules that they are done with."""
+_took = [0.0, 0.0]
+"""Seconds that compiling took here, and that it would have taken by `_LINES`."""
+
+
+def _slowness() -> float:
+    """How many times longer compiling takes than by `_LINES`, as far as that is known."""
+    took, foreseen = _took
+    return took / foreseen if foreseen else 1.0
 
 
 def _seconds(wanted: _Wanted) -> float:

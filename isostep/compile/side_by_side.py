@@ -122,17 +122,20 @@ def _start() -> subprocess.Popen[bytes]:
 def share(
     jobs: Sequence[_Job],
     workers: int,
-    here: Callable[[_Job], None],
+    here: Callable[[_Job], None] | None,
     there: Callable[[_Job, Ask, threading.Event], None],
+    patience: float | None = None,
 ) -> None:
     """Do all jobs, each here or by a worker.
 
     Args:
         jobs: in the order in which they are begun.
         workers: how many processes help; they are gone in the end.
-        here: does a job in this thread.
+        here: does a job in this thread; None: it does nothing but wait.
         there: does one in a thread that does nothing but wait; it asks a worker, and gives up once
             the event is set. What it has not done is to be done by the caller.
+        patience: seconds that workers are waited for when there is nothing else to do; None:
+            `PATIENCE`.
     """
     left, stop = deque(jobs), threading.Event()
     crew = [Worker() for _ in range(workers)]
@@ -155,10 +158,10 @@ def share(
             for thread in threads:
                 started.append(thread)
                 thread.start()
-        while left:
+        while here is not None and left:
             with contextlib.suppress(IndexError):
                 here(left.popleft())
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + (PATIENCE if patience is None else patience)
         for thread in started:
             if thread.ident is not None:
                 thread.join(max(0.0, end - time.monotonic()))

@@ -6,12 +6,12 @@ import contextlib
 import threading
 from collections.abc import Generator, Sequence
 
-from isostep.compile import cache
+from isostep.compile import behind, cache
 
 LONG = 2.0
 """Seconds after which it is said."""
 
-_said = False
+_said = _told = False
 _inside = threading.local()
 
 
@@ -39,11 +39,31 @@ def compiling(titles: Sequence[str]) -> Generator[None]:
             timer.join()
 
 
+def go_on(titles: Sequence[str], seconds: float) -> None:
+    """Say once that steps go on by array code.
+
+    Args:
+        titles: what each kernel is for.
+        seconds: how long that is going to last, about.
+    """
+    global _told
+    if not _told:
+        _told = True
+        _warn(
+            titles,
+            f", which takes about {seconds:.0f} s. Until then array code takes the steps: the same "
+            f"numbers within rounding ({behind.VARIABLE}=inf waits for the kernels instead)",
+        )
+
+
 def _say(titles: list[str]) -> None:
     global _said
-    if _said:
-        return
-    _said = True
+    if not _said:
+        _said = True
+        _warn(titles, "")
+
+
+def _warn(titles: Sequence[str], more: str) -> None:
     import logging
 
     rules = ", ".join(dict.fromkeys(filter(None, titles)))
@@ -55,5 +75,6 @@ def _say(titles: list[str]) -> None:
         else "kernels cannot be kept: set ISOSTEP_CACHE_DIR to a directory that can be written"
     )
     logging.getLogger("isostep").warning(
-        f"isostep is compiling {kernels}{f' for this optimizer ({rules})' if rules else ''}; {kept}"
+        f"isostep is compiling {kernels}{f' for this optimizer ({rules})' if rules else ''}{more}; "
+        f"{kept}"
     )

@@ -23,6 +23,7 @@ from isostep.compile.pass_writer import CONTEXT, FLUSHING
 from isostep.compile.schedule import Schedule
 from isostep.engines import processors
 from isostep.engines.cohort import Cohort, Floats
+from isostep.engines.meanwhile import Meanwhile
 from isostep.engines.threads import HOST, Crew
 
 Table = NDArray[np.int64]
@@ -60,27 +61,44 @@ class NativeRunner:
         addresses: address of each array, of shape (tensors, arrays); the column of an array that
             is given anew each step may hold anything until `refresh`.
         crew: the threads that it runs on.
-    """
 
-    engine = "native"
+    Where the compiler would be waited for too long, array code takes the steps until it is done.
+    """
 
     def __init__(self, cohort: Cohort, addresses: Table, crew: Crew = HOST) -> None:
         self.cohort, self.crew = cohort, crew
         self.addresses = np.ascontiguousarray(addresses, dtype=np.int64)
         self.source, scratch = _source_of(cohort)
-        self.kernel = machine_code.build(self.source, FLUSHING)
         self._walk = _Walk(cohort, scratch)
+        self._guards = flushing.bounds(cohort.guards, cohort.arrays)
+        self.flushes = False
+        self._passes: list[_PassTables] = []
+        self._meanwhile: Meanwhile | None = None
+        if machine_code.is_behind(self.source, FLUSHING):
+            self._meanwhile = Meanwhile(cohort, self.addresses)
+        else:
+            self._bind()
+
+    def _bind(self) -> None:
+        """Point the kernel at its tables."""
+        kernel = machine_code.build(self.source, FLUSHING)
         tables = {
             "arrays": self.addresses,
-            "shapes": np.ascontiguousarray(cohort.extents[:, 1:]),
+            "shapes": np.ascontiguousarray(self.cohort.extents[:, 1:]),
             "chunks": self._walk.chunks,
             "tasks": self._walk.tasks,
             "column_sums": self._walk.column_sums,
         }
-        passes = range(len(cohort.schedule.passes))
-        self._passes = [_PassTables(self, self._walk, tables, number) for number in passes]
-        self._guards = flushing.bounds(cohort.guards, cohort.arrays)
-        self.flushes = False
+        passes = range(len(self.cohort.schedule.passes))
+        self._passes = [
+            _PassTables(self, kernel.addresses, self._walk, tables, number) for number in passes
+        ]
+        self._meanwhile = None
+
+    @property
+    def engine(self) -> str:
+        """What takes the steps now."""
+        return "native" if self._meanwhile is None else "array"
 
     def of(self, places: NDArray[np.intp]) -> NativeRunner:
         """A runner of some of the tensors; see `cohort.Runner`."""
@@ -91,7 +109,12 @@ class NativeRunner:
         self.addresses[:, self.cohort.column(name)] = addresses
 
     def begin(self, coefficients: dict[str, Any]) -> None:
-        """Decide whether the passes of this step flush denormal numbers."""
+        """Decide whether the passes of this step flush denormal numbers, and who runs them."""
+        if self._meanwhile is not None:
+            if machine_code.is_behind(self.source, FLUSHING):
+                self._meanwhile.begin()
+                return
+            self._bind()
         flushes = flushing.unfelt(self._guards, coefficients)
         if flushes is not self.flushes:
             for tables in self._passes:
@@ -100,6 +123,8 @@ class NativeRunner:
 
     def run(self, number: int, scalars: list[Any], progress: Progress) -> list[Floats]:
         """Run one pass; see `cohort.Runner`."""
+        if self._meanwhile is not None:
+            return self._meanwhile.run(number, scalars, progress)
         return self._passes[number].run(scalars, progress)
 
 
@@ -163,7 +188,12 @@ class _PassTables:
     """The tables of one pass."""
 
     def __init__(
-        self, runner: NativeRunner, walked: _Walk, tables: dict[str, NDArray[Any]], number: int
+        self,
+        runner: NativeRunner,
+        code: dict[str, int],
+        walked: _Walk,
+        tables: dict[str, NDArray[Any]],
+        number: int,
     ) -> None:
         cohort = runner.cohort
         step = cohort.schedule.passes[number]
@@ -176,7 +206,6 @@ class _PassTables:
         addresses = [self._tables[name].ctypes.data for name in CONTEXT]
         self._context = np.array([*addresses, 0], dtype=np.int64)  # the last at FLUSHING
         self._context_address = int(self._context.ctypes.data)
-        code = runner.kernel.addresses
         self._sweep = code[f"pass_{number}"]
         self._columns = code.get(f"columns_{number}")
 
