@@ -109,7 +109,7 @@ class ArrayRunner:
         xp: the namespace.
     """
 
-    engine = "array"
+    engine: str = "array"
 
     def __init__(self, cohort: Cohort, arrays: list[dict[str, Any]], xp: ArrayNamespace) -> None:
         self.cohort, self.arrays, self.xp = cohort, arrays, xp

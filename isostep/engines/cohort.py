@@ -76,10 +76,14 @@ class Cohort:
 
 
 class Runner(Protocol):
-    """A cohort made ready by an engine, whose name `engine` is."""
+    """A cohort made ready by an engine."""
 
-    engine: str
     cohort: Cohort
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that takes the next step."""
+        ...
 
     @property
     def source(self) -> str:
