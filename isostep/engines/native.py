@@ -72,6 +72,7 @@ class NativeRunner:
         self._walk = _Walk(cohort, scratch)
         self._guards = flushing.bounds(cohort.guards, cohort.arrays)
         self.flushes = False
+        self.kernel: machine_code.Kernel | None = None
         self._passes: list[_PassTables] = []
         self._meanwhile: Meanwhile | None = None
         if machine_code.is_behind(self.source, FLUSHING):
@@ -81,7 +82,7 @@ class NativeRunner:
 
     def _bind(self) -> None:
         """Point the kernel at its tables."""
-        kernel = machine_code.build(self.source, FLUSHING)
+        self.kernel = kernel = machine_code.build(self.source, FLUSHING)
         tables = {
             "arrays": self.addresses,
             "shapes": np.ascontiguousarray(self.cohort.extents[:, 1:]),
