@@ -8,6 +8,10 @@ an optimizer would be between two of its arrays.
 from __future__ import annotations
 
 import _frozen_importlib
+
+# Hooks of a fork are called in the reverse order: logging takes its lock after this one has waited
+# for imports and compilations, which may need it.
+import logging  # noqa: F401
 import os
 import threading
 import time
