@@ -38,7 +38,9 @@ def _importing() -> bool:
     me = threading.get_ident()
     for name, found in list(getattr(_frozen_importlib, "_module_locks", {}).items()):
         lock = found()
-        if lock is not None and name.partition(".")[0] == "isostep" and lock.owner != me:
+        # A lock that nobody holds may live on, such as in the traceback of an import that failed.
+        held = lock is not None and lock.owner not in (None, me)
+        if held and name.partition(".")[0] == "isostep":
             return True
     return False
 

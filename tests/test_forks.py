@@ -157,7 +157,7 @@ out, into = os.pipe()
 child = os.fork()
 if not child:
     try:
-        machine_code.build("def new(low, context): pass")
+        BUILD
         said = "compiled"
     except RuntimeError as error:
         said = str(error)
@@ -169,8 +169,29 @@ print(json.dumps(os.fdopen(out).read()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+@pytest.mark.parametrize("build", ["build(NEW)", "prepare([(NEW, None)], 2)"])
 def test_a_child_of_a_process_that_never_comes_to_rest_says_so_and_does_not_wait(
-    tmp_path: Path,
+    build: str, tmp_path: Path
 ) -> None:
-    said = run(TORN, ISOSTEP_CACHE_DIR=str(tmp_path))
+    source = TORN.replace("BUILD", f"machine_code.{build}")
+    source = source.replace("NEW", '"def new(low, context): pass"')
+    said = run(source, ISOSTEP_CACHE_DIR=str(tmp_path))
     assert "cannot compile kernels: start it by spawn" in said
+
+
+FAILED = """
+import json, os, time, _frozen_importlib
+import isostep
+lock = _frozen_importlib._get_module_lock("isostep.missing")  # as a failed import leaves it
+begun = time.monotonic()
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+print(json.dumps(time.monotonic() - begun))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_does_not_wait_for_an_import_that_has_failed() -> None:
+    assert run(FAILED) < 60  # it would wait for its patience, which is twice as long

@@ -66,7 +66,9 @@ def build(source: str, flushing: int | None = None) -> Kernel:
         with _lock:
             found = _kernels.get(known)
             if found is None:
-                found = _kernels[known] = _build_on_deep_stack(_Wanted(source, flushing))
+                _refuse_if_torn()
+                wanted = _Wanted(source, flushing)
+                found = _kernels[known] = _on_deep_stack(lambda: _build(wanted))
     return found
 
 
@@ -79,6 +81,8 @@ def prepare(modules: Iterable[tuple[str, int | None]], processes: int) -> None:
     """
     with _lock:
         lacking = [_Wanted(*known) for known in dict.fromkeys(modules) if known not in _kernels]
+        if lacking:
+            _refuse_if_torn()
         lacking = [wanted for wanted in lacking if not _found(wanted)]
         lacking.sort(key=_seconds, reverse=True)  # the longest first: they end together
         if not lacking:
@@ -137,14 +141,14 @@ def _go_on_without(lacking: list[_Wanted], processes: int) -> bool:
     return begun
 
 
-def _build_on_deep_stack(wanted: _Wanted) -> Kernel:
+def _refuse_if_torn() -> None:
+    """Neither compile nor load where a lock of llvmlite may be held for ever."""
     if forks.torn:
         raise RuntimeError(
             f"this process was forked while another thread had been importing isostep or compiling "
             f"for {forks.PATIENCE:.0f} s, and cannot compile kernels: start it by spawn, or fork "
             f"when the first step is done"
         )
-    return _on_deep_stack(lambda: _build(wanted))
 
 
 def _on_deep_stack(work: Callable[[], Any]) -> Any:
